@@ -1,0 +1,56 @@
+"""What every generative network promises: it prepares itself, owns its loss, and names the sizes that rebuild it.
+
+A batch is a plain dict of tensors; a network never sees an AnnData. The verb a network generates with is its own
+(``predict``, ``impute``, …), and the model that wraps it calls that verb.
+
+B batch, F histology features, k neighbours, G genes. A batch of spots holds
+
+- ``index``       (B,) int64, the row of the spot in its AnnData
+- ``histology``   (B, F) float32
+- ``neighbours``  (B, k, F) float32, histology of the nearest spots, where a model asks for it
+- ``xy``          (B, 2) float32, µm from the centre of its section
+- ``counts``      (B, G) float32, only where targets are loaded
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+"""What a network reads: tensors that share their first dimension."""
+
+
+class Loss(NamedTuple):
+    """A loss with names: what is minimised and what it is made of."""
+
+    total: Tensor
+    """Mean over the batch; the only number that gets a gradient."""
+    parts: dict[str, Tensor]
+    """Named parts, each a scalar that training logs beside the total."""
+
+
+class Network(nn.Module):
+    """A generative network, constructed as ``NetworkClass(config, **widths, **sizes)``.
+
+    ``widths`` are facts of the data (numbers of features and genes), ``sizes`` are facts that :meth:`prepare` found.
+    """
+
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Find what gradients cannot learn (gene order, vocabulary, scaling) and keep it in buffers.
+
+        ``batches`` come from training rows only and can be iterated several times. The default finds nothing.
+        """
+
+    def sizes(self) -> dict[str, Any]:
+        """JSON-able facts found by :meth:`prepare` that the constructor needs before weights can be read back."""
+        return {}
+
+    @abstractmethod
+    def loss(self, batch: Batch, *, generator: torch.Generator | None = None) -> Loss:
+        """The loss of one batch. Randomness inside comes from ``generator``."""
+        raise NotImplementedError
