@@ -5,6 +5,10 @@ from __future__ import annotations
 # read by default
 SPATIAL = "spatial"
 """``obsm``: coordinates, spots × 2, in µm after :func:`stgen.pp.coordinates_in_um`."""
+UM_PER_UNIT = "um_per_unit"
+"""``uns``: how many µm one unit of the coordinates is, as a file tells it."""
+SPATIAL_UM = "spatial_um"
+"""``uns``: that and how coordinates were converted to µm."""
 HISTOLOGY = "X_histology"
 """``obsm``: histology embedding, spots × features."""
 HISTOLOGY_PARAMS = "histology"

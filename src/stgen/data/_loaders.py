@@ -1,0 +1,199 @@
+"""Tables to tensors: a sample is an index array, and a batch is gathered by indexing, never collated row by row.
+
+:class:`SpotTable` reads an AnnData once, through its fields, into tensors; :meth:`SpotTable.batch` answers row numbers
+with a batch dict. :class:`Batches` says which rows come together: in order for prediction and preparation, shuffled by
+seed and epoch for training. Lightning takes any iterable, so there is no per-sample work between table and network.
+
+n spots, B batch, F features, k neighbours, G genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from stgen.nn._network import Batch
+
+from ._fields import CoordinatesField, CountsField, Field, HistologyField
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+DENSE_COUNTS_BYTES = 512 * 1024**2
+"""Counts up to this size are kept dense: gathering rows of a dense tensor is several times faster than of CSR."""
+
+
+class Table(Protocol):
+    """Data ready to be gathered: what a model family offers to the loaders."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The batch of these rows, on the device of the table."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpotTable:
+    """Spots as tensors: histology, its neighbours, place and, where loaded, counts."""
+
+    histology_nF: Tensor
+    xy_n2: Tensor
+    """µm from the centre of the section."""
+    neighbours_nk: Tensor | None = None
+    """Row numbers of the nearest spots of the same section."""
+    counts_nG: Tensor | sparse.csr_matrix | None = None
+
+    @classmethod
+    def read(
+        cls,
+        adata: AnnData,
+        fields: Sequence[Field],
+        *,
+        n_neighbors: int = 0,
+        targets: bool = True,
+        genes: Sequence[str] | None = None,
+    ) -> SpotTable:
+        """Read what ``fields`` name, checked. Targets stay unread unless asked for; ``genes`` sets their order."""
+        by_key = {field.registry_key: field for field in fields}
+        histology, place, counts = (by_key[key] for key in ("histology", "xy", "counts"))
+        assert isinstance(histology, HistologyField)
+        assert isinstance(place, CoordinatesField)
+        assert isinstance(counts, CountsField)
+        xy, section = place.read(adata)
+        return cls(
+            histology_nF=torch.from_numpy(_writable(histology.read(adata))),
+            xy_n2=torch.from_numpy(centred(xy, section)),
+            neighbours_nk=_neighbours(xy, section, n_neighbors) if n_neighbors else None,
+            counts_nG=_rows_of_counts(counts.read(adata, genes)) if targets else None,
+        )
+
+    def __len__(self) -> int:
+        return len(self.histology_nF)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The batch of these rows."""
+        rows = rows.to(self.histology_nF.device)
+        batch = {
+            "index": rows,
+            "histology": self.histology_nF.index_select(0, rows),
+            "xy": self.xy_n2.index_select(0, rows),
+        }
+        if self.neighbours_nk is not None:
+            near_Bk = self.neighbours_nk.index_select(0, rows)
+            batch["neighbours"] = self.histology_nF.index_select(0, near_Bk.flatten()).unflatten(
+                0, near_Bk.shape
+            )
+        if isinstance(self.counts_nG, Tensor):
+            batch["counts"] = self.counts_nG.index_select(0, rows)
+        elif self.counts_nG is not None:
+            dense = self.counts_nG[rows.cpu().numpy()].toarray()
+            batch["counts"] = torch.from_numpy(dense).to(rows.device)
+        return batch
+
+    def to(self, device: torch.device) -> SpotTable:
+        """The same table on another device; sparse counts stay where they are."""
+        return replace(
+            self,
+            histology_nF=self.histology_nF.to(device),
+            xy_n2=self.xy_n2.to(device),
+            neighbours_nk=None if self.neighbours_nk is None else self.neighbours_nk.to(device),
+            counts_nG=self.counts_nG.to(device) if isinstance(self.counts_nG, Tensor) else self.counts_nG,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the tensors."""
+        tensors = (self.histology_nF, self.xy_n2, self.neighbours_nk, self.counts_nG)
+        return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def centred(xy: np.ndarray, section: np.ndarray | None) -> np.ndarray:
+    """Coordinates from the centre of each section's bounding box, float32.
+
+    The box, not the mean: it does not depend on the order of rows, and little on how densely spots lie.
+    """
+    section = np.zeros(len(xy), dtype=np.int64) if section is None else section
+    out = np.empty(xy.shape, dtype=np.float32)
+    for code in np.unique(section):
+        rows = section == code
+        here = xy[rows]
+        out[rows] = here - (here.min(axis=0) + here.max(axis=0)) / 2
+    return out
+
+
+def _neighbours(xy: np.ndarray, section: np.ndarray | None, n_neighbors: int) -> Tensor:
+    from ._windows import neighbour_index
+
+    return torch.from_numpy(
+        np.ascontiguousarray(neighbour_index(xy, section, n_neighbors=n_neighbors), dtype=np.int64)
+    )
+
+
+def _rows_of_counts(counts: sparse.csr_matrix | np.ndarray) -> Tensor | sparse.csr_matrix:
+    """Dense while it is small or already dense, else CSR, of which each batch is made dense."""
+    if isinstance(counts, np.ndarray):
+        return torch.from_numpy(_writable(counts))
+    if counts.shape[0] * counts.shape[1] * 4 <= DENSE_COUNTS_BYTES:
+        return torch.from_numpy(counts.toarray())
+    return counts
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """Torch warns about read-only arrays, which memory maps and some views are."""
+    return array if array.flags.writeable else array.copy()
+
+
+class Batches:
+    """Rows of a table in batches, any number of times.
+
+    Parameters
+    ----------
+    table
+        What to gather from.
+    rows
+        Row numbers.
+    batch_size
+        Rows per batch. In order, all batches but the last are full; shuffled, they differ by one row at most, so that no
+        small last batch gets the weight of a full one.
+    seed
+        ``None`` keeps the order. Else a function that gives the seed of the coming epoch, asked when it begins.
+    part
+        ``(i, n)``: which of ``n`` processes this is; each sees its own share of every batch.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        rows: np.ndarray,
+        batch_size: int,
+        *,
+        seed: Callable[[], int] | None = None,
+        part: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.table = table
+        self.rows = torch.as_tensor(np.asarray(rows, dtype=np.int64))
+        self.batch_size = batch_size
+        self.seed = seed
+        self.part = part
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        i, n = self.part
+        for rows in self._groups():
+            yield self.table.batch(rows[i::n])
+
+    def _groups(self) -> Sequence[Tensor]:
+        if self.seed is None or len(self) == 0:
+            return self.rows.split(self.batch_size)
+        generator = torch.Generator().manual_seed(self.seed())
+        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
+        return order.tensor_split(len(self))
