@@ -12,12 +12,23 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 if TYPE_CHECKING:  # editors and mypy see the doors; Python opens them on first use
-    from . import datasets, get, metrics, models, pl, pp, tl
+    from . import baselines, datasets, get, metrics, models, pl, pp, tl
     from ._settings import settings
 
-_DOORS = ("datasets", "get", "metrics", "models", "pl", "pp", "tl")
+__all__ = [
+    "__version__",
+    "baselines",
+    "datasets",
+    "get",
+    "metrics",
+    "models",
+    "pl",
+    "pp",
+    "settings",
+    "tl",
+]
 
-__all__ = [*_DOORS, "settings", "__version__"]
+_DOORS = frozenset(__all__) - {"__version__", "settings"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,8 @@
-"""Sentences that several public docstrings share."""
+"""Sentences that several public docstrings share, so that a parameter means the same everywhere."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,9 +18,12 @@ SHARED = {
     "copy": "Return a changed copy instead of changing ``adata``.",
 }
 
+# not the % operator: a docstring may speak of "10 % of the spots"
+_PLACEHOLDER = re.compile(r"%\((\w+)\)s")
+
 
 def shared_doc(function: F) -> F:
     """Fill ``%(name)s`` in a docstring with the shared sentence of that name."""
-    if function.__doc__:
-        function.__doc__ = function.__doc__ % SHARED
+    if function.__doc__:  # python -OO strips docstrings
+        function.__doc__ = _PLACEHOLDER.sub(lambda found: SHARED[found[1]], function.__doc__)
     return function
