@@ -431,7 +431,7 @@ class CoordinatesField(Field):
         xy = _obsm(adata, self.key, remedy="Name yours with `spatial_key=`.").astype(np.float64)
         if xy.ndim != 2 or xy.shape[1] != 2:
             raise ValueError(f"obsm[{self.key!r}] must be spots × 2 (x, y in µm); its shape is {xy.shape}.")
-        finite: np.ndarray = np.isfinite(xy).all(axis=1)
+        finite = np.asarray(np.isfinite(xy).all(axis=1))
         if not finite.all():
             raise ValueError(
                 f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} spots have NaN or infinite "
