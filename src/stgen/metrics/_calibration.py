@@ -63,7 +63,7 @@ def pit_deviation(pit: ArrayLike, *, n_bins: int = 20, axis: int | None = None) 
 
     Returns
     -------
-    max |ECDF(u) - u|; NaN where a value is NaN.
+    ``max |ECDF(u) - u|``; NaN where a value is NaN.
     """
     pit = np.asarray(pit, dtype=np.float64)
     if n_bins < 2:
