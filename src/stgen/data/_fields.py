@@ -11,6 +11,7 @@ Facts are JSON-able, because a saved model keeps them as json. Errors say what w
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -288,19 +289,15 @@ class CountsField(Field):
             highest = np.maximum(highest, _extreme(block, "max"))
         n_empty = int((np.concatenate(totals) == 0).sum())
         if n_empty:
-            warnings.warn(
+            warn(
                 f"{n_empty} of {adata.n_obs} spots have no counts in {self.name}; a model learns that they are empty. "
                 "Drop them unless that is what they are.",
-                UserWarning,
-                stacklevel=2,
             )
         constant = adata.var_names[lowest == highest]
         if len(constant):
-            warnings.warn(
+            warn(
                 f"{len(constant)} of {adata.n_vars} genes have the same count in every spot, such as {some(constant)}; "
                 "nothing can be learned about them and most scores are undefined.",
-                UserWarning,
-                stacklevel=2,
             )
 
     def read(self, adata: AnnData, genes: Sequence[str] | None = None) -> sparse.csr_matrix | np.ndarray:
@@ -515,7 +512,7 @@ def check_scale(xy: np.ndarray, section: np.ndarray | None, uns: Any, key: str =
 
 def _visium_diameter(uns: Any) -> float | None:
     """Spot diameter in full-resolution pixels, if ``uns`` describes a Visium slide."""
-    libraries = uns.get("spatial", {})
+    libraries = uns.get(_keys.SPATIAL, {})
     for library in libraries.values() if hasattr(libraries, "values") else []:
         factors = library.get("scalefactors", {}) if hasattr(library, "get") else {}
         if "spot_diameter_fullres" in factors:
@@ -649,12 +646,18 @@ def check_patients(adata: AnnData, patient: PatientField, split: SplitField) -> 
     for name, rows in ((_keys.VALIDATION, validation), (_keys.TEST, test)):
         both = sorted(set(who[train]) & set(who[rows]))
         if both:
-            warnings.warn(
+            warn(
                 f"Patient {some(both)} is in both {_keys.TRAIN!r} and {name!r} of obs[{split.key!r}]: scores will be of "
                 "known patients. Split by patient (`stg.pp.split`) to score new ones.",
-                UserWarning,
-                stacklevel=2,
             )
+
+
+def warn(message: str) -> None:
+    """Warn at the line of the user's that led here, not at one of ours."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("stgen", "scvi"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def check_observations(adata: AnnData, *, minimum: int = 1) -> None:

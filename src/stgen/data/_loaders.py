@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 from torch import Tensor
@@ -43,6 +44,8 @@ class Table(Protocol):
 class SpotTable:
     """Spots as tensors: histology, its neighbours, place and, where loaded, counts."""
 
+    key_n: Tensor
+    """Hash of the spot's name."""
     histology_nF: Tensor
     xy_n2: Tensor
     """µm from the centre of the section."""
@@ -68,6 +71,7 @@ class SpotTable:
         assert isinstance(counts, CountsField)
         xy, section = place.read(adata)
         return cls(
+            key_n=torch.from_numpy(name_keys(adata.obs_names)),
             histology_nF=torch.from_numpy(_writable(histology.read(adata))),
             xy_n2=torch.from_numpy(centred(xy, section)),
             neighbours_nk=_neighbours(xy, section, n_neighbors) if n_neighbors else None,
@@ -82,6 +86,7 @@ class SpotTable:
         rows = rows.to(self.histology_nF.device)
         batch = {
             "index": rows,
+            "key": self.key_n.index_select(0, rows),
             "histology": self.histology_nF.index_select(0, rows),
             "xy": self.xy_n2.index_select(0, rows),
         }
@@ -101,6 +106,7 @@ class SpotTable:
         """The same table on another device; sparse counts stay where they are."""
         return replace(
             self,
+            key_n=self.key_n.to(device),
             histology_nF=self.histology_nF.to(device),
             xy_n2=self.xy_n2.to(device),
             neighbours_nk=None if self.neighbours_nk is None else self.neighbours_nk.to(device),
@@ -112,6 +118,12 @@ class SpotTable:
         """Memory of the tensors."""
         tensors = (self.histology_nF, self.xy_n2, self.neighbours_nk, self.counts_nG)
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def name_keys(names: pd.Index) -> np.ndarray:
+    """A number for each name, the same in every session, by which noise is keyed."""
+    hashed = pd.util.hash_array(np.asarray(names, dtype=object), categorize=False)
+    return hashed.view(np.int64).copy()
 
 
 def centred(xy: np.ndarray, section: np.ndarray | None) -> np.ndarray:

@@ -1,1 +1,27 @@
+"""Models with the verbs scvi-tools users know: ``setup_anndata → Model(adata) → train → predict → save/load``.
 
+Their methods return arrays and never write into an AnnData; :mod:`stgen.tl` writes. Opening this door is cheap:
+scvi-tools and torch are imported when a model is first touched.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._base import STModel
+
+_WHERE = {"STModel": "._base"}
+
+__all__ = ["STModel"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _WHERE:
+        return getattr(import_module(_WHERE[name], __name__), name)
+    raise AttributeError(f"module 'stgen.models' has no attribute {name!r}; it has {', '.join(__all__)}.")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,6 +6,7 @@ A batch is a plain dict of tensors; a network never sees an AnnData. The verb a 
 B batch, F histology features, k neighbours, G genes. A batch of spots holds
 
 - ``index``       (B,) int64, the row of the spot in its AnnData
+- ``key``         (B,) int64, a hash of the spot's name: noise keyed by it follows the spot through any order of rows
 - ``histology``   (B, F) float32
 - ``neighbours``  (B, k, F) float32, histology of the nearest spots, where a model asks for it
 - ``xy``          (B, 2) float32, µm from the centre of its section
