@@ -1,0 +1,131 @@
+"""Who trains, who chooses the stopping epoch, who is left alone: by patient, section, spatial block or at random.
+
+Everything is one rule. Spots come in groups that must stay together (a patient, a section, a block, or each spot by
+itself); groups are shuffled, and test, then validation take as many as come closest to their share of the spots. Groups are
+put in order by name first, so the answer does not depend on the order of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.spatial import cKDTree
+
+from stgen import _keys
+
+Share = float | str | Sequence[str]
+"""A share of the spots, or the names of groups."""
+
+
+def split_groups(
+    groups: ArrayLike,
+    *,
+    validation: Share = 0.0,
+    test: Share = 0.0,
+    random_state: int = 0,
+    what: str = "group",
+) -> NDArray[np.object_]:
+    """Training, validation or test for every spot, so that no group is divided.
+
+    Parameters
+    ----------
+    groups
+        Group of every spot, any values.
+    validation, test
+        Share of the spots, 0 for none, or the groups by name. A share above 0 takes at least one group.
+    random_state
+        Seed of the shuffle.
+    what
+        How messages call a group.
+    """
+    names, codes, sizes = np.unique(np.asarray(groups).astype(str), return_inverse=True, return_counts=True)
+    role = np.full(len(names), _keys.TRAIN, dtype=object)
+    shuffled = np.random.default_rng(random_state).permutation(len(names))
+    wanted = ((_keys.TEST, test), (_keys.VALIDATION, validation))
+    # named groups first: a share must not draw a group that the user wanted elsewhere
+    for label, share in wanted:
+        if not isinstance(share, (int, float)):
+            _assign_named(role, names, label, share, what)
+    for label, share in wanted:
+        if isinstance(share, (int, float)):
+            free = shuffled[role[shuffled] == _keys.TRAIN]
+            # one group stays for training, and one for validation while that is still to be drawn
+            n_kept = 2 if label == _keys.TEST and _is_drawn(validation) else 1
+            role[_draw(free, sizes, share, label, n_kept)] = label
+    if not (role == _keys.TRAIN).any():
+        raise ValueError(
+            f"No {what} is left for training: there {'is' if len(names) == 1 else 'are'} {len(names)} ({_some(names)}), and "
+            f"`validation={validation!r}` and `test={test!r}` each take at least one. Lower one of them to 0, or split "
+            "finer, for example `by='block'`."
+        )
+    return role[codes.reshape(-1)]
+
+
+def _assign_named(
+    role: NDArray[np.object_], names: NDArray[np.str_], label: str, share: str | Sequence[str], what: str
+) -> None:
+    wanted = [share] if isinstance(share, str) else [str(name) for name in share]
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise ValueError(
+            f"`{label}` names {what} {_some(missing)}, which does not exist; there are {_some(names)}."
+        )
+    chosen = np.isin(names, wanted)
+    taken = names[chosen & (role != _keys.TRAIN)]
+    if len(taken):
+        raise ValueError(
+            f"{what.capitalize()} {_some(taken)} is named for both validation and test. Name it once."
+        )
+    role[chosen] = label
+
+
+def _is_drawn(share: Share) -> bool:
+    return isinstance(share, (int, float)) and share > 0
+
+
+def _draw(
+    free: NDArray[np.int64], sizes: NDArray[np.int64], share: float, label: str, n_kept: int
+) -> NDArray[np.int64]:
+    """The first groups in shuffled order whose spots come closest to the wanted share of all spots."""
+    if not 0 <= share < 1:
+        raise ValueError(
+            f"`{label}` must be a share of the spots, at least 0 and below 1, or names; got {share!r}."
+        )
+    if share == 0 or len(free) == 0:
+        return free[:0]
+    reached = np.cumsum(sizes[free[: max(1, len(free) - n_kept)]]) / sizes.sum()
+    return free[: int(np.abs(reached - share).argmin()) + 1]
+
+
+def block_labels(xy: NDArray[np.float64], section: ArrayLike | None, *, block_um: float) -> NDArray[np.str_]:
+    """Square blocks of each section, counted from its lower left corner."""
+    if not block_um > 0:
+        raise ValueError(f"`block_um` must be a length in µm above 0; got {block_um!r}.")
+    name = np.zeros(len(xy), dtype="U1") if section is None else np.asarray(section).astype(str)
+    labels = np.empty(len(xy), dtype=object)
+    for one in np.unique(name):
+        here = name == one
+        column, row = np.floor((xy[here] - xy[here].min(axis=0)) / block_um).astype(int).T
+        labels[here] = [f"{one} {x:06d} {y:06d}" for x, y in zip(column, row)]
+    return labels.astype(str)
+
+
+def too_close(
+    xy: NDArray[np.float64], section: ArrayLike | None, split: NDArray[np.object_], *, buffer_um: float
+) -> NDArray[np.bool_]:
+    """Training spots closer than ``buffer_um`` to a validation or test spot of their section."""
+    name = np.zeros(len(xy), dtype="U1") if section is None else np.asarray(section).astype(str)
+    close = np.zeros(len(xy), dtype=bool)
+    for one in np.unique(name):
+        train = np.flatnonzero((name == one) & (split == _keys.TRAIN))
+        held_out = np.flatnonzero((name == one) & np.isin(split, [_keys.VALIDATION, _keys.TEST]))
+        if len(train) and len(held_out):
+            close[train] = cKDTree(xy[held_out]).query(xy[train])[0] < buffer_um
+    return close
+
+
+def _some(names: Sequence[str] | NDArray, n: int = 8) -> str:
+    """The first few names, for a message."""
+    return ", ".join(str(name) for name in names[:n]) + (", …" if len(names) > n else "")

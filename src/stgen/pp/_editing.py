@@ -1,0 +1,81 @@
+"""The door of every function of ``pp``: what comes in, and what is written to.
+
+Results are computed first and written at the end, so that a call that fails leaves the object as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from stgen.data._fields import check_observations
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from anndata import AnnData
+
+logger = logging.getLogger("stgen")
+
+
+def check_adata(adata: Any, *, copy: bool) -> None:
+    """Raise unless this is an AnnData with named spots that can be written to."""
+    from anndata import AnnData
+
+    if not isinstance(adata, AnnData):
+        hint = " Pass one of its tables, `sdata.tables[...]`." if hasattr(adata, "tables") else ""
+        raise TypeError(f"Expected an AnnData; got {type(adata).__name__}.{hint}")
+    check_observations(adata)
+    if adata.isbacked and (copy or adata.is_view):
+        what = "copied in memory" if copy else "written to while it is a view"
+        raise ValueError(f"A backed AnnData cannot be {what}. Call `adata.to_memory()` first.")
+
+
+def editable(adata: AnnData, *, copy: bool) -> AnnData:
+    """The object to write to: a copy, or the user's own. A view becomes an object of its own first."""
+    if copy:
+        return adata.copy()
+    if adata.is_view:
+        logger.info("This AnnData is a view; it is made an object of its own before anything is written.")
+        adata._init_as_actual(adata.copy())
+    return adata
+
+
+def obs_column(adata: AnnData, key: str) -> pd.Series:
+    """A column of ``obs`` without gaps."""
+    if key not in adata.obs:
+        raise KeyError(f"obs[{key!r}] does not exist; obs has {list(adata.obs.columns)}.")
+    column = adata.obs[key]
+    if column.isna().any():
+        raise ValueError(
+            f"obs[{key!r}] must have a value for every spot; {int(column.isna().sum())} are missing."
+        )
+    return column
+
+
+def coordinates(adata: AnnData, key: str) -> np.ndarray:
+    """Coordinates, spots × 2, float64, finite."""
+    import numpy as np
+    from scipy import sparse
+
+    from stgen.data._fields import some
+
+    if key not in adata.obsm:
+        raise KeyError(
+            f"obsm[{key!r}] does not exist; obsm has {list(adata.obsm)}. Name yours with `spatial_key=`."
+        )
+    value = adata.obsm[key]
+    value = value.to_numpy() if hasattr(value, "to_numpy") else value
+    value = value.toarray() if sparse.issparse(value) else np.asarray(value)
+    if value.ndim != 2 or value.shape[1] != 2:
+        raise ValueError(f"obsm[{key!r}] must be spots × 2 (x, y); its shape is {value.shape}.")
+    if value.dtype.kind not in "fiu":
+        raise ValueError(f"obsm[{key!r}] must be numbers; its dtype is {value.dtype}.")
+    xy = value.astype(np.float64)
+    bad = ~np.isfinite(xy).all(axis=1)
+    if bad.any():
+        raise ValueError(
+            f"obsm[{key!r}] must be finite; {int(bad.sum())} of {len(xy)} spots have NaN or infinite coordinates, "
+            f"such as {some(adata.obs_names[bad])}. Drop these spots."
+        )
+    return xy

@@ -1,0 +1,202 @@
+"""The split, written where everybody can see it: a column of ``obs``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stgen import _keys
+from stgen._docs import shared_doc
+from stgen.data._fields import check_one_section, some
+from stgen.data._splits import block_labels, split_groups, too_close
+
+from ._editing import check_adata, coordinates, editable, obs_column
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+WAYS = ("section", "patient", "block", "random")
+
+
+@shared_doc
+def split(
+    adata: AnnData,
+    *,
+    by: str = "section",
+    validation: float | str | Sequence[str] = 0.1,
+    test: float | str | Sequence[str] = 0.2,
+    library_key: str | None = None,
+    patient_key: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    block_um: float = 1000.0,
+    buffer_um: float = 0.0,
+    within: str | None = None,
+    key_added: str = _keys.SPLIT,
+    random_state: int = 0,
+    copy: bool = False,
+) -> AnnData | None:
+    """Divide spots into training, validation and test, and write it down.
+
+    Training rows fit a model, validation rows choose when to stop, test rows choose nothing. Neighbouring spots
+    resemble each other, and so do sections of one patient: what stays together decides what a score means.
+
+    Parameters
+    ----------
+    adata
+        %(adata)s
+    by
+        What stays together: ``"patient"`` (scores hold for new patients), ``"section"`` (for new sections of these
+        patients), ``"block"`` (squares of tissue, for unseen places of these sections), or ``"random"`` (single spots,
+        which leaks from neighbour to neighbour and is for tests of code).
+    validation, test
+        Share of the spots, 0 for none; or names of the patients or sections. A share above 0 takes at least one
+        patient, section or block, and as many as come closest to it.
+    library_key
+        Column of ``obs`` that tells sections apart; ``"section"`` if that exists. Blocks are cut within sections.
+    patient_key
+        Column of ``obs`` that tells patients apart; ``"patient"`` if that exists.
+    spatial_key
+        %(spatial_key)s Read only for blocks.
+    block_um
+        Side of a block, µm.
+    buffer_um
+        With blocks: training spots closer than this to a validation or test spot are left out of all three and called
+        ``"buffer"``.
+    within
+        Split only the rows that ``obs[key_added]`` calls this, for example ``within="train"`` with ``test=0`` to take
+        validation blocks out of the training sections of an earlier split. Other rows keep what they are.
+    key_added
+        Column of ``obs`` that is written.
+    random_state
+        %(random_state)s
+    copy
+        %(copy)s
+
+    Returns
+    -------
+    ``None``, or the copy. Writes ``obs[key_added]``, categorical with the values ``"train"``, ``"validation"``,
+    ``"test"`` (and ``"buffer"``), and ``uns[key_added]["params"]``.
+
+    Raises
+    ------
+    ValueError
+        If nothing is left for training, a named section or patient does not exist, or coordinates are not finite.
+
+    Examples
+    --------
+    >>> import stgen as stg
+    >>> adata = stg.datasets.toy_tissue()
+    >>> stg.pp.split(adata, by="section", test=["section_0"], validation=0)
+    >>> stg.pp.split(adata, by="block", validation=0.15, test=0, block_um=400, within="train")
+    """
+    check_adata(adata, copy=copy)
+    if by not in WAYS:
+        raise ValueError(f"`by` must be one of {', '.join(map(repr, WAYS))}; got {by!r}.")
+    if buffer_um < 0 or (buffer_um > 0 and by != "block"):
+        raise ValueError(f"`buffer_um` is a distance in µm between blocks (`by='block'`); got {buffer_um!r}.")
+    rows = _rows_to_split(adata, within, key_added)
+    section = _optional_column(adata, library_key, _keys.LIBRARY)
+    patient = _optional_column(adata, patient_key, _keys.PATIENT)
+    xy = _blocks_from(adata, spatial_key, section) if by == "block" else None
+
+    groups = _groups(adata, by, section, patient, xy, block_um)
+    column = np.full(adata.n_obs, _keys.TRAIN, dtype=object)
+    if within is not None:
+        column = adata.obs[key_added].astype(object).to_numpy().copy()
+    column[rows] = split_groups(
+        groups[rows],
+        validation=validation,
+        test=test,
+        random_state=random_state,
+        what="spot" if by == "random" else by,
+    )
+    if xy is not None and buffer_um > 0:
+        column[too_close(xy, section, column, buffer_um=buffer_um)] = _keys.BUFFER
+    if patient is not None and by == "section":
+        _warn_about_shared_patients(patient, column)
+
+    params: dict[str, Any] = {"by": by, "random_state": int(random_state)}
+    params |= {"validation": _storable(validation), "test": _storable(test)}
+    if by == "block":
+        params |= {"block_um": float(block_um), "buffer_um": float(buffer_um)}
+    if within is not None:
+        params["within"] = within
+    adata = editable(adata, copy=copy)
+    values = [_keys.TRAIN, _keys.VALIDATION, _keys.TEST]
+    values += [_keys.BUFFER] if (column == _keys.BUFFER).any() else []
+    adata.obs[key_added] = pd.Categorical(column, categories=values)
+    adata.uns[key_added] = {"params": params}
+    return adata if copy else None
+
+
+def _rows_to_split(adata: AnnData, within: str | None, key: str) -> np.ndarray:
+    if within is None:
+        return np.ones(adata.n_obs, dtype=bool)
+    column = obs_column(adata, key).astype(object).to_numpy()
+    rows = column == within
+    if not rows.any():
+        raise ValueError(
+            f"obs[{key!r}] calls no row {within!r}; it has {some(sorted(set(map(str, column))))}."
+        )
+    return rows
+
+
+def _optional_column(adata: AnnData, key: str | None, usual: str) -> np.ndarray | None:
+    """The named column, else the usual one if it exists."""
+    if key is None and usual not in adata.obs:
+        return None
+    return obs_column(adata, usual if key is None else key).astype(str).to_numpy()
+
+
+def _blocks_from(adata: AnnData, key: str, section: np.ndarray | None) -> np.ndarray:
+    xy = coordinates(adata, key)
+    if section is None:
+        check_one_section(xy, adata.obs, key)
+    return xy
+
+
+def _groups(
+    adata: AnnData,
+    by: str,
+    section: np.ndarray | None,
+    patient: np.ndarray | None,
+    xy: np.ndarray | None,
+    block_um: float,
+) -> np.ndarray:
+    """What stays together."""
+    if xy is not None:
+        return block_labels(xy, section, block_um=block_um)
+    if by == "random":
+        return adata.obs_names.to_numpy().astype(str)
+    column = section if by == "section" else patient
+    if column is None:
+        argument, usual = (
+            ("library_key", _keys.LIBRARY) if by == "section" else ("patient_key", _keys.PATIENT)
+        )
+        raise KeyError(
+            f"To split by {by}, name the column of `obs` with `{argument}=`; obs[{usual!r}] does not exist, "
+            f"obs has {list(adata.obs.columns)}."
+        )
+    return column
+
+
+def _warn_about_shared_patients(patient: np.ndarray, column: np.ndarray) -> None:
+    """Sections of one patient resemble each other far more than sections of two."""
+    known = set(patient[np.isin(column, [_keys.TRAIN, _keys.VALIDATION])])
+    shared = sorted(known & set(patient[column == _keys.TEST]))
+    if shared:
+        warnings.warn(
+            f"Patient {some(shared)} has sections in training and in test: scores will be of known patients. "
+            "Split `by='patient'` to score new ones.",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _storable(share: float | str | Sequence[str]) -> Any:
+    """What h5ad and zarr can keep."""
+    return share if isinstance(share, (int, float, str)) else np.array([str(name) for name in share])
