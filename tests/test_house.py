@@ -6,9 +6,11 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import itertools
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -242,12 +244,47 @@ def test_every_model_is_in_the_independence_contract():
     assert set(contract["modules"]) == models
 
 
-def contracts() -> list[dict]:
-    import tomllib
-
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
-        "contracts"
+def test_what_src_imports_is_declared():
+    """A fresh machine has what is declared, not what happens to lie in a developer's environment."""
+    project = pyproject()["project"]
+    lines = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = {distribution(re.match(r"[\w.-]+", line)[0]) for line in lines} | {"stgen"}
+    imported = {name.split(".")[0] for _, tree in trees() for name in absolute_imports(tree)}
+    missing = [
+        name
+        for name in sorted(imported - set(sys.stdlib_module_names))
+        if distribution(DISTRIBUTIONS.get(name, name)) not in declared
     ]
+    assert not missing, "add it to pyproject.toml, as a need or in an extra"
+
+
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "scvi": "scvi-tools",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "skmisc": "scikit-misc",
+}
+
+
+def distribution(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def absolute_imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module
+
+
+def contracts() -> list[dict]:
+    return pyproject()["tool"]["importlinter"]["contracts"]
+
+
+def pyproject() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 def test_arrows_point_down():
