@@ -20,7 +20,9 @@ from stgen import _keys
 N_GENES, N_FEATURES = 7, 5
 
 
-def make_tissue(*, n_sections=4, side=8, n_genes=N_GENES, n_features=N_FEATURES, layout="csr", random_state=0):
+def make_tissue(
+    *, n_sections=4, side=8, n_genes=N_GENES, n_features=N_FEATURES, layout="csr", random_state=0
+):
     """Sections of ``side``² spots 100 µm apart, counts Poisson with rates log-linear in the histology."""
     rng = np.random.default_rng(random_state)
     n = side * side
@@ -40,7 +42,9 @@ def make_tissue(*, n_sections=4, side=8, n_genes=N_GENES, n_features=N_FEATURES,
     )
     convert = {"csr": sparse.csr_matrix, "csc": sparse.csc_matrix, "dense": np.asarray}[layout]
     var = pd.DataFrame(index=[f"G{g}" for g in range(n_genes)])
-    adata = ad.AnnData(convert(counts), obs=obs, var=var, obsm={_keys.SPATIAL: xy, _keys.HISTOLOGY: histology})
+    adata = ad.AnnData(
+        convert(counts), obs=obs, var=var, obsm={_keys.SPATIAL: xy, _keys.HISTOLOGY: histology}
+    )
     adata.uns[_keys.HISTOLOGY_PARAMS] = {"encoder": "random/v1", "tile_um": 100.0, "n_features": n_features}
     return adata
 
@@ -116,7 +120,9 @@ def linear_model() -> SimpleNamespace:
             keys = {"library_key": _keys.LIBRARY, "patient_key": _keys.PATIENT, "split_key": _keys.SPLIT}
             return Example(adata=make_tissue(), setup=keys, train={"max_epochs": 3, "batch_size": 32})
 
-    return SimpleNamespace(Model=LinearCounts, Network=LinearNetwork, Config=LinearConfig, keys=LinearCounts.example().setup)
+    return SimpleNamespace(
+        Model=LinearCounts, Network=LinearNetwork, Config=LinearConfig, keys=LinearCounts.example().setup
+    )
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ def seed_global_generators(seed: int) -> None:
     """Seed Python, NumPy and torch; only ever called inside :func:`global_random_state_kept`."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 code that we call may draw from the legacy generator
-    torch.manual_seed(seed)
+    # `torch.manual_seed` also queues a call for a CUDA that may never come, each time with a formatted stack
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
 
 
 @contextmanager
