@@ -1,0 +1,502 @@
+"""GenAR network: counts of a spot from its H&E, coarse gene groups first, genes last.
+
+Ouyang et al., *GenAR: Next-Scale Autoregressive Generation for Spatial Gene Expression Prediction* (2025).
+Scale k cuts the genes into d_k groups (:mod:`._hierarchy`); the last scale is the genes. With the condition c of a
+spot (histology f, its neighbours' histology, place xy)
+
+    p(y | f, xy) = Π_k p(s_k | s_1 … s_{k−1}, c)
+
+A token is a count: the group's mean count times its resolution (at best the group's size, so that the token is the
+group's summed count), rounded. The token's distribution is a categorical over 0..V−1 whose logits are a negative
+binomial (mean from :mod:`._linear`, from how far the finished coarser groups lie from what was expected, and from
+the decoder) plus what the decoder adds freely. ``head="categorical"`` keeps only the free part, as published.
+
+B batch, F histology features, k neighbours, G genes, K scales, d_k groups, T = Σ d_k tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...nn._attention import AdaptiveBlock, AdaptiveNorm
+from ...nn._counts import (
+    gaussian_label,
+    label_divergence,
+    negative_binomial_slope,
+    negative_binomial_table,
+    two_hot,
+)
+from ...nn._grouped import Cache, GroupedDecoder
+from ...nn._network import Batch, Loss, Network
+from ...nn._noise import keyed_uniform
+from ._hierarchy import METHODS, check_groups, check_scales, default_scales, gene_hierarchy, parents
+from ._linear import N_FOLDS, LinearPath, normalized
+
+N_BUMPS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenARConfig:
+    """Architecture of :class:`stgen.models.GenAR`."""
+
+    width: int = 96
+    """Width D of tokens."""
+    n_layers: int = 3
+    """Transformer blocks."""
+    n_heads: int = 4
+    """Attention heads of a block."""
+    ffn_ratio: int = 3
+    """Width of a block's feed-forward network over D."""
+    dropout: float = 0.1
+    """Dropout in the condition encoder and the blocks."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block; it grows linearly from 0."""
+    feature_dropout: float = 0.2
+    """Share of histology features hidden from the condition encoder in training."""
+    scales: tuple[int, ...] | None = None
+    """Numbers of gene groups, coarse to fine, ending with the number of genes. By default panel, about one group per ten genes, genes."""
+    hierarchy: str = "ward"
+    """How genes are grouped: ``"ward"`` (balanced subtrees of depth-normalised profiles) or ``"kmeans"`` (as published)."""
+    gene_modulation: bool = True
+    """Modulate the head by the gene's identity, and mark queries with it."""
+    final_label: str = "gaussian"
+    """Label of the last scale: ``"gaussian"`` (blurred counts) or ``"onehot"``."""
+    label_slope: float = 0.01
+    """Growth of the label's σ with the count."""
+    label_width: float = 0.5
+    """Limit of the label's σ for moderate counts; σ is 0 at 0."""
+    head: str = "negative_binomial"
+    """``"negative_binomial"`` with free logits on top, or ``"categorical"``: free logits alone, as published."""
+    n_tokens: int | None = None
+    """Vocabulary size V. By default three times the largest training token, at most ``max_tokens``."""
+    max_tokens: int = 2001
+    """Upper limit of V; coarse scales are resolved as finely as it allows."""
+    use_place: bool = True
+    """Condition on the spot's place in its section."""
+    n_neighbors: int = 6
+    """Nearest spots whose histology (never their counts) joins the condition. 0 for none."""
+    blind_share: float = 0.5
+    """Share of spots that train without their true coarser tokens; what was expected of each group stands in."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no network could be built from."""
+        _among("hierarchy", self.hierarchy, METHODS)
+        _among("final_label", self.final_label, ("gaussian", "onehot"))
+        _among("head", self.head, ("negative_binomial", "categorical"))
+        if self.width % self.n_heads:
+            raise ValueError(f"`width` must be a multiple of `n_heads`; got {self.width} and {self.n_heads}.")
+        if self.max_tokens < 3 or (self.n_tokens is not None and self.n_tokens < 3):
+            raise ValueError(f"The vocabulary needs at least 3 tokens; got {self.n_tokens or self.max_tokens}.")
+        for name in ("dropout", "drop_path", "feature_dropout", "blind_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"`{name}` must be in [0, 1); got {getattr(self, name)}.")
+
+
+def _among(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
+
+
+class GenARNetwork(Network):
+    """Condition encoder, grouped decoder, count head."""
+
+    def __init__(
+        self,
+        config: GenARConfig,
+        *,
+        n_features: int,
+        n_genes: int,
+        groups: list[list[int]] | None = None,
+        vocabulary: list[int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.config, self.n_features, self.n_genes = config, n_features, n_genes
+        scales = check_scales(config.scales or default_scales(n_genes), n_genes)
+        placeholder = [[g * d // n_genes for g in range(n_genes)] for d in scales]
+        self._set_groups(groups or placeholder)
+        n_inputs = n_features * (2 if config.n_neighbors else 1)
+        self.linear = LinearPath(n_inputs, n_genes, use_place=config.use_place)
+        D = config.width
+        self.condition = ConditionEncoder(n_inputs, self.linear.n_waves, config)
+        self.identity = nn.Parameter(0.02 * torch.randn(n_genes, D))
+        self.scale_embedding = nn.Parameter(0.02 * torch.randn(len(scales), D))
+        self.value = ValueEmbedding(D)
+        self.parent_transform = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
+        drop = torch.linspace(0, config.drop_path, config.n_layers).tolist()
+        self.decoder = GroupedDecoder(
+            AdaptiveBlock(D, config.n_heads, D, ffn_ratio=config.ffn_ratio, dropout=config.dropout, drop_path=rate)
+            for rate in drop
+        )
+        self._set_vocabulary(vocabulary or [config.n_tokens or config.max_tokens] * sum(scales))
+        self.head = CountHead(config, self.n_tokens)
+        self.register_buffer("resolution", torch.ones(sum(scales)))
+        self.log_dispersion = nn.Parameter(torch.full((sum(scales),), math.log(10.0)))
+        self.log_surprise = nn.Parameter(torch.full((sum(scales),), math.log(10.0)))
+        self.log_temperature = nn.Parameter(torch.zeros(sum(scales)))
+        self.log_bias = nn.Parameter(torch.zeros(sum(scales)))
+
+    # -- what the data decide ---------------------------------------------------------------------------------
+
+    def _set_groups(self, groups: list[list[int]]) -> None:
+        """The tree of gene groups, as index buffers that the sizes rebuild."""
+        self.groups = [list(map(int, row)) for row in groups]
+        numbered = torch.tensor(self.groups)
+        self.scales = [int(row.max()) + 1 for row in numbered]
+        self.starts = [sum(self.scales[:k]) for k in range(len(self.scales) + 1)]
+        pool = torch.zeros(self.n_genes, self.starts[-1])
+        for k, row in enumerate(numbered):
+            pool[torch.arange(self.n_genes), self.starts[k] + row] = 1.0
+        self.register_buffer("group_size", pool.sum(0), persistent=False)
+        self.register_buffer("pool", pool / pool.sum(0), persistent=False)
+        parent = [torch.zeros(self.scales[0], dtype=torch.long)]
+        parent += [self.starts[k] + torch.from_numpy(p) for k, p in enumerate(parents(numbered.numpy()))]
+        self.register_buffer("parent", torch.cat(parent), persistent=False)
+        number = torch.cat([torch.full((d,), k) for k, d in enumerate(self.scales)])
+        self.register_buffer("token_scale", number, persistent=False)
+
+    def _set_vocabulary(self, vocabulary: list[int]) -> None:
+        """Each token's own number of possible values, and the buckets of tokens that share one size."""
+        self.vocabulary = [int(v) for v in vocabulary]
+        self.n_tokens = max(self.vocabulary)
+        size = torch.tensor(self.vocabulary)
+        self.register_buffer("token_limit", size, persistent=False)
+        self.buckets: list[list[tuple[list[int], int]]] = []
+        for k in range(len(self.scales)):
+            own = size[self.starts[k] : self.starts[k + 1]]
+            rounded = (2 ** torch.ceil(torch.log2(own.float()))).long().clamp(max=self.n_tokens)
+            self.buckets.append(
+                [(torch.nonzero(rounded == v).flatten().tolist(), int(own[rounded == v].max())) for v in rounded.unique()]
+            )
+
+    def sizes(self) -> dict[str, Any]:
+        """Gene groups and vocabulary, which fix the shapes of what is saved."""
+        return {"groups": self.groups, "vocabulary": self.vocabulary}
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Batch], *, groups: Any = None, seed: int = 0) -> None:
+        """Linear path, gene groups, resolutions, vocabulary and first dispersions, from training rows only."""
+        self.linear.fit([self._linear_inputs(batch) for batch in batches])
+        counts = torch.cat([batch["counts"] for batch in batches])
+        scales = check_scales(self.config.scales or default_scales(self.n_genes), self.n_genes)
+        if groups is None:
+            raw = self.config.hierarchy == "kmeans"
+            profiles = counts if raw else normalized(counts, self.linear.target_total)
+            groups = gene_hierarchy(profiles.cpu().numpy(), scales, method=self.config.hierarchy, seed=seed)
+        device = self.identity.device
+        self._set_groups(check_groups(groups, self.n_genes).tolist())
+        if len(self.resolution) != self.starts[-1]:
+            self._resize_tokens()
+        means = counts.to(device) @ self.pool.to(device)
+        # A token is the group's summed count where that fits the vocabulary, else as fine as fits.
+        top = torch.quantile(means[torch.randperm(len(means), generator=torch.Generator().manual_seed(seed))[:20_000]], 0.99, dim=0)
+        finest = (self.config.n_tokens or self.config.max_tokens) / (1.5 * top.clamp(min=1e-6))
+        resolution = torch.minimum(self.group_size.to(device), finest)
+        resolution[self.starts[-2] :] = 1.0
+        self.resolution.copy_(resolution)
+        if self.config.n_tokens is None and self.config.head == "negative_binomial":
+            largest = (means * resolution).amax(0)
+            limit = (2 * largest + 16).ceil().long().clamp(max=self.config.max_tokens)
+            self._set_vocabulary(limit.tolist())
+            self.head.set_vocabulary(self.n_tokens)
+        self.to(device)
+        self._first_dispersions(batches)
+
+    def _resize_tokens(self) -> None:
+        n = self.starts[-1]
+        device = self.identity.device
+        self.resolution = torch.ones(n, device=device)
+        for name in ("log_dispersion", "log_surprise", "log_temperature", "log_bias"):
+            start = math.log(10.0) if name in ("log_dispersion", "log_surprise") else 0.0
+            setattr(self, name, nn.Parameter(torch.full((n,), start, device=device)))
+        self.scale_embedding = nn.Parameter(0.02 * torch.randn(len(self.scales), self.config.width, device=device))
+
+    def _first_dispersions(self, batches: Iterable[Batch]) -> None:
+        """Moment estimates, so that training starts from a calibrated negative binomial."""
+        square = excess = ratio_top = ratio_bottom = 0.0
+        for batch in batches:
+            token, expected = self._tokens(batch), self._expected(batch).exp()
+            ratio_top, ratio_bottom = ratio_top + token.sum(0), ratio_bottom + expected.sum(0)
+            square, excess = square + expected.square().sum(0), excess + ((token - expected).square() - expected).sum(0)
+        self.log_bias.copy_(((ratio_top + 1) / (ratio_bottom + 1)).log().clamp(-2, 2))  # type: ignore[operator]
+        theta = (square / excess.clamp(min=1e-6)).clamp(0.3, 300.0)  # type: ignore[attr-defined]
+        self.log_dispersion.copy_(theta.log())
+        self.log_surprise.copy_(theta.log())
+
+    # -- inputs -------------------------------------------------------------------------------------------------
+
+    def _features(self, batch: Batch) -> Tensor:
+        if not self.config.n_neighbors:
+            return batch["histology"]
+        return torch.cat([batch["histology"], batch["neighbours"].mean(1)], dim=-1)
+
+    def _linear_inputs(self, batch: Batch) -> Batch:
+        return {"features": self._features(batch), "xy": batch["xy"], "counts": batch["counts"], "fold": self._fold(batch)}
+
+    def _fold(self, batch: Batch) -> Tensor:
+        return batch["unit"] % N_FOLDS
+
+    def _expected(self, batch: Batch, *, held_out: bool = True) -> Tensor:
+        """(B, T): log of the token expected from the linear path alone."""
+        fold = self._fold(batch) if held_out else None
+        depth, share = self.linear(self._features(batch), batch["xy"], fold)
+        return depth[:, None] + (share.exp() @ self.pool).log() + self.resolution.log()
+
+    def _tokens(self, batch: Batch) -> Tensor:
+        """(B, T): every group's mean count times its resolution, not rounded."""
+        return (batch["counts"] @ self.pool) * self.resolution
+
+    def _identity(self) -> Tensor:
+        """(T, D): what a token is of, the mean identity of its genes and its scale."""
+        own = self.pool.T @ self.identity if self.config.gene_modulation else 0.0
+        return own + self.scale_embedding[self.token_scale]
+
+    def _context(self, token: Tensor, expected: Tensor, k: int) -> Tensor:
+        """Finished tokens of scale k, (B, d_k, D)."""
+        part = slice(self.starts[k], self.starts[k + 1])
+        return self.value(token, expected, self.resolution[part]) + self._identity()[part]
+
+    def _query(self, context: Tensor | None, expected: Tensor, k: int) -> Tensor:
+        """Questions of scale k, (B, d_k, D): the parent's token, who is asked, and what the linear path expects."""
+        part = slice(self.starts[k], self.starts[k + 1])
+        query = self._identity()[part] + self.value(expected.exp(), expected, self.resolution[part])
+        if context is not None:
+            query = query + self.parent_transform(context)[:, self.parent[part] - self.starts[k - 1]]
+        return query
+
+    # -- training -----------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, *, generator: torch.Generator | None = None) -> Loss:
+        """KL(label ‖ prediction), summed over a scale's tokens, averaged over batch and scales."""
+        logits = self.training_logits(batch, generator=generator)
+        labels = self._tokens(batch)
+        parts = {}
+        for k, per_bucket in enumerate(logits):
+            total = labels.new_zeros(())
+            for (columns, size), values in zip(self.buckets[k], per_bucket, strict=True):
+                label = labels[:, self.starts[k] : self.starts[k + 1]][:, columns]
+                total = total + label_divergence(values, *self._label(label, size, k)).sum(-1).mean()
+            parts[f"scale_{self.scales[k]}"] = total
+        return Loss(torch.stack(list(parts.values())).mean(), parts)
+
+    def _label(self, token: Tensor, size: int, k: int) -> tuple[Tensor, Tensor]:
+        token = token.clamp(max=size - 1)
+        if k < len(self.scales) - 1:
+            return two_hot(token, size)
+        if self.config.final_label == "onehot":
+            return token.long()[..., None], torch.ones_like(token)[..., None]
+        return gaussian_label(token, size, slope=self.config.label_slope, width=self.config.label_width)
+
+    def training_logits(self, batch: Batch, *, generator: torch.Generator | None = None) -> list[list[Tensor]]:
+        """Logits of every token, by scale and bucket, from one pass with the true coarser tokens as context."""
+        expected = self._expected(batch, held_out=self.training)
+        token = self._tokens(batch).round()
+        if self.training and self.config.blind_share:
+            blind = torch.rand(len(token), 1, generator=generator, device=token.device) < self.config.blind_share
+            token = torch.where(blind, (expected + self.log_bias.detach()).exp(), token)
+        condition, prefix = self.condition(self.linear, self._features(batch), batch["xy"], generator)
+        context, query, scale_tokens = [], [], []
+        for k in range(len(self.scales)):
+            part = slice(self.starts[k], self.starts[k + 1])
+            query.append(self._query(context[-1] if k else None, expected[:, part], k))
+            scale_tokens.append(token[:, part])
+            if k < len(self.scales) - 1:
+                context.append(self._context(token[:, part], expected[:, part], k))
+        group = self.token_scale
+        prefix_group = group.new_full((prefix.shape[1],), -1)
+        hidden = self.decoder(
+            torch.cat([prefix, *context], dim=1),
+            torch.cat([prefix_group, group[: self.starts[-2]]]),
+            torch.cat(query, dim=1),
+            group,
+            condition,
+        )
+        answer = self.head(hidden, condition, self._identity())
+        logits, surprise = [], expected.new_zeros(len(expected), 1)
+        for k, scale_answer in enumerate(answer.split(self.scales, dim=1)):
+            log_mean = self._log_mean(expected, scale_answer, surprise, k)
+            logits.append(self._logits(scale_answer, log_mean, k))
+            surprise = self._surprise(surprise, scale_tokens[k], log_mean, k)
+        return logits
+
+    def _log_mean(self, expected: Tensor, answer: Tensor, surprise: Tensor, k: int) -> Tensor:
+        part = slice(self.starts[k], self.starts[k + 1])
+        inherited = surprise[:, self.parent[part] - (self.starts[k - 1] if k else 0)]
+        return expected[:, part] + self.log_bias[part] + inherited + answer[..., 0]
+
+    def _surprise(self, surprise: Tensor, token: Tensor, log_mean: Tensor, k: int) -> Tensor:
+        """log of how much more than expected a finished group holds, shrunk as in a gamma–Poisson posterior.
+
+        Children of the group inherit it: if a group turned out twice as large as expected, so will its genes.
+        """
+        part = slice(self.starts[k], self.starts[k + 1])
+        inherited = surprise[:, self.parent[part] - (self.starts[k - 1] if k else 0)]
+        weight = self.log_surprise[part].exp()
+        return inherited + ((token + weight) / (log_mean.clamp(max=12.0).exp() + weight)).log()
+
+    def _logits(self, answer: Tensor, log_mean: Tensor, k: int) -> list[Tensor]:
+        """Logits of scale k's tokens, one tensor (B, n, V_b) a bucket."""
+        part = slice(self.starts[k], self.starts[k + 1])
+        result = []
+        for columns, size in self.buckets[k]:
+            logits = self.head.free_logits(answer[:, columns], size)
+            if self.config.head == "negative_binomial":
+                dispersion = self.log_dispersion[part][columns]
+                slope = negative_binomial_slope(log_mean[:, columns], dispersion)
+                count = torch.arange(size, device=slope.device, dtype=slope.dtype)
+                base = negative_binomial_table(dispersion, size) + slope[..., None] * count
+                temperature = (self.log_temperature[part][columns] + answer[:, columns, 1]).exp()
+                logits = logits + temperature[..., None] * base
+            result.append(logits)
+        return result
+
+    # -- prediction ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, *, n_paths: int = 1, seed: int = 0) -> Iterator[Prediction]:
+        """One :class:`Prediction` a path, scale after scale against a cache.
+
+        ``n_paths=1`` hands each scale's expected token on. More paths sample the coarse tokens; each token's
+        uniform numbers are spread evenly over the paths and belong to the observation (``batch["key"]``).
+        """
+        expected = self._expected(batch, held_out=False)
+        condition, prefix = self.condition(self.linear, self._features(batch), batch["xy"], None)
+        start = self.decoder.extend(
+            self.decoder.start(), prefix, self.token_scale.new_full((prefix.shape[1],), -1), condition
+        )
+        uniform = None
+        if n_paths > 1:
+            noise = keyed_uniform(batch["key"], 2 * self.starts[-2], seed=seed)
+            uniform = noise[:, : self.starts[-2]], noise[:, self.starts[-2] :]
+        for path in range(n_paths):
+            level = None
+            if uniform is not None:
+                level = ((uniform[0] * n_paths).floor() * _stride(n_paths) + path) % n_paths
+                level = (level + uniform[1]) / n_paths
+            yield self._path(start, expected, condition, level)
+
+    def _path(self, cache: Cache, expected: Tensor, condition: Tensor, level: Tensor | None) -> Prediction:
+        context, surprise = None, expected.new_zeros(len(expected), 1)
+        panel_total = expected.new_zeros(len(expected))
+        for k in range(len(self.scales)):
+            part = slice(self.starts[k], self.starts[k + 1])
+            query = self._query(context, expected[:, part], k)
+            hidden = self.decoder.read(cache, query, self.token_scale[part], condition)
+            answer = self.head(hidden, condition, self._identity()[part])
+            log_mean = self._log_mean(expected, answer, surprise, k)
+            probability = [logits.softmax(-1) for logits in self._logits(answer, log_mean, k)]
+            if k == len(self.scales) - 1:
+                return Prediction(probability, self.buckets[k], panel_total if k else None)
+            token = self._chosen(probability, k, None if level is None else level[:, part])
+            if k == 0:
+                panel_total = ((token / self.resolution[part]) * self.group_size[part]).sum(-1)
+            surprise = self._surprise(surprise, token, log_mean, k)
+            context = self._context(token, expected[:, part], k)
+            if k < len(self.scales) - 1:
+                cache = self.decoder.extend(cache, context, self.token_scale[part], condition)
+        raise AssertionError("unreachable: the last scale returns")
+
+    def _chosen(self, probability: list[Tensor], k: int, level: Tensor | None) -> Tensor:
+        token = probability[0].new_empty(len(probability[0]), self.scales[k])
+        for (columns, size), p in zip(self.buckets[k], probability, strict=True):
+            if level is None:
+                token[:, columns] = p @ torch.arange(size, device=p.device, dtype=p.dtype)
+            else:
+                reached = p.cumsum(-1) < level[:, columns, None]
+                token[:, columns] = reached.sum(-1).clamp(max=size - 1).to(p.dtype)
+        return token
+
+
+def _stride(n: int) -> int:
+    """A step that visits every residue of n, so that a token's stratum differs from path to path."""
+    return next(s for s in range(max(1, n // 2), 0, -1) if math.gcd(s, n) == 1)
+
+
+@dataclass
+class Prediction:
+    """Count distributions of one path's genes: one (B, n, V_b) a bucket of genes."""
+
+    probability: list[Tensor]
+    buckets: list[tuple[list[int], int]]
+    panel_total: Tensor | None
+    """(B,): the total count the path gave the panel; None where the only scale is the genes."""
+
+
+class ConditionEncoder(nn.Module):
+    """Histology, neighbours and place → the condition (B, D) of the norms and two tokens (B, 2, D) all may see."""
+
+    def __init__(self, n_inputs: int, n_waves: int, config: GenARConfig) -> None:
+        super().__init__()
+        D = config.width
+        self.hidden = config.feature_dropout
+        self.histology = nn.Sequential(
+            nn.Linear(n_inputs, 2 * D), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * D, D), nn.LayerNorm(D)
+        )
+        self.place = nn.Sequential(nn.Linear(n_waves, D), nn.LayerNorm(D)) if n_waves else None
+        self.join = nn.Sequential(nn.Linear(D * (2 if n_waves else 1), D), nn.LayerNorm(D))
+
+    def forward(
+        self, path: LinearPath, features: Tensor, xy: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        x = path.standardised(features)
+        if self.training and self.hidden:
+            keep = torch.rand(x.shape, generator=generator, device=x.device) >= self.hidden
+            x = x * keep / (1 - self.hidden)
+        parts = [self.histology(x)]
+        if self.place is not None:
+            # where the linear path found that place does not carry over to new sections, nobody is told it
+            parts.append(self.place(path.waves(xy)) * (path.place_scale > 0))
+        return self.join(torch.cat(parts, dim=-1)), torch.stack(parts, dim=1)
+
+
+class ValueEmbedding(nn.Module):
+    """A count as a smooth code: its log, and its log ratio to what was expected."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
+
+    def forward(self, token: Tensor, log_expected: Tensor, resolution: Tensor) -> Tensor:
+        expected = log_expected.clamp(max=12.0).exp()
+        surprise = ((token + 1) / (expected + 1)).log()
+        return self.embed(torch.stack([torch.log1p(token / resolution) / 3, torch.log1p(expected) / 3, surprise], dim=-1))
+
+
+class CountHead(nn.Module):
+    """Adaptive norm, modulation by the token's identity (the identity map at the start), one linear map for all scales."""
+
+    def __init__(self, config: GenARConfig, n_tokens: int) -> None:
+        super().__init__()
+        D = config.width
+        self.norm = AdaptiveNorm(D, D)
+        self.modulate = nn.Linear(D, 2 * D) if config.gene_modulation else None
+        if self.modulate is not None:
+            nn.init.zeros_(self.modulate.weight)
+            nn.init.zeros_(self.modulate.bias)
+        self.categorical = config.head == "categorical"
+        self.linear = nn.Linear(D, n_tokens if self.categorical else 2 + N_BUMPS)
+        if not self.categorical:
+            nn.init.zeros_(self.linear.weight)
+            nn.init.zeros_(self.linear.bias)
+        self.set_vocabulary(n_tokens)
+
+    def set_vocabulary(self, n_tokens: int) -> None:
+        position = torch.log1p(torch.arange(n_tokens, device=self.linear.weight.device).float())
+        centre = torch.linspace(0, float(position[-1]), N_BUMPS, device=position.device)
+        bumps = torch.exp(-0.5 * ((position - centre[:, None]) / (centre[1] - centre[0])) ** 2)
+        self.register_buffer("bumps", bumps, persistent=False)
+
+    def forward(self, hidden: Tensor, condition: Tensor, identity: Tensor) -> Tensor:
+        x, _ = self.norm(hidden, condition)
+        if self.modulate is not None:
+            scale, shift = self.modulate(identity).chunk(2, dim=-1)
+            x = x * (1 + scale) + shift
+        return self.linear(x)
+
+    def free_logits(self, answer: Tensor, size: int) -> Tensor:
+        return answer[..., :size] if self.categorical else answer[..., 2:] @ self.bumps[:, :size]

@@ -1,0 +1,182 @@
+"""The grouped two-stream decoder: groups of tokens are answered one group after another.
+
+*Context* tokens are finished answers, *query* tokens stand where answers are wanted. Every token has a group
+number; a prefix that all may see has group −1, padding a group above all others. One rule gives every mask
+(True means "may attend"):
+
+    context → context   group(key) ≤ group(query)
+    query   → context   group(key) <  group(query)
+    query   → query     group(key) == group(query)
+    context → query     never
+
+So a training pass over all groups at once equals answering group after group, and equals doing that with a
+cache of the context (:meth:`GroupedDecoder.extend`, :meth:`GroupedDecoder.read`).
+
+B batch, D width, H heads, C context tokens, Q query tokens. Groups are (C,) and (Q,) when the batch shares them,
+(B, C) and (B, Q) otherwise. Blocks are passed in: ``block(x, attend, condition) -> x``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PADDING = torch.iinfo(torch.int64).max
+"""Group of a context token that nobody may see."""
+
+
+def context_sees_context(group: Tensor, key_group: Tensor | None = None) -> Tensor:
+    """(…, C, C'): a context token sees a context token iff its group is not later."""
+    keys = group if key_group is None else key_group
+    return (keys[..., None, :] <= group[..., :, None]) & (keys[..., None, :] != PADDING)
+
+
+def query_sees_context(query_group: Tensor, context_group: Tensor) -> Tensor:
+    """(…, Q, C): a query sees a context token iff its group is earlier."""
+    return (context_group[..., None, :] < query_group[..., :, None]) & (context_group[..., None, :] != PADDING)
+
+
+def query_sees_query(query_group: Tensor) -> Tensor:
+    """(…, Q, Q): queries of one group see each other."""
+    return query_group[..., None, :] == query_group[..., :, None]
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled by nothing (q carries its temperature); a token that may see nothing gets zeros."""
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, scale=1.0)
+    mask = mask if mask.dim() == 2 else mask[:, None]
+    seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    return torch.where(mask.any(-1, keepdim=True), seen, 0.0)
+
+
+@dataclass
+class Cache:
+    """Keys and values of the context so far, one pair a block (B, H, C, D/H), and the context's groups."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    group: Tensor | None = None
+
+
+class GroupedDecoder(nn.Module):
+    """Two streams of tokens through the same blocks."""
+
+    def __init__(self, blocks: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(
+        self, context: Tensor, context_group: Tensor, query: Tensor, query_group: Tensor, condition: Tensor
+    ) -> Tensor:
+        """Queries (B, Q, D) after one pass over all groups.
+
+        Where the batch shares its groups and they come in order, each group is attended to by slices, which
+        skips what a mask would hide; otherwise by one mask.
+        """
+        if context_group.dim() == 1 and query_group.dim() == 1 and _ordered(context_group) and _ordered(query_group):
+            return self._sliced(context, _runs(context_group), query, _runs(query_group), condition)
+        return self._masked(context, context_group, query, query_group, condition)
+
+    def _masked(
+        self, context: Tensor, context_group: Tensor, query: Tensor, query_group: Tensor, condition: Tensor
+    ) -> Tensor:
+        n = context.shape[1]
+        context_mask = context_sees_context(context_group)
+        query_mask = torch.cat([query_sees_context(query_group, context_group), query_sees_query(query_group)], dim=-1)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            seen = masked_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], context_mask)
+            return torch.cat([seen, masked_attention(q[:, :, n:], k, v, query_mask)], dim=2)
+
+        x = torch.cat([context, query], dim=1)
+        for block in self.blocks:
+            x = block(x, attend, condition)
+        return x[:, n:]
+
+    def _sliced(
+        self, context: Tensor, context_runs: list[Run], query: Tensor, query_runs: list[Run], condition: Tensor
+    ) -> Tensor:
+        n = context.shape[1]
+        steps = [(run.start, run.stop, run.stop, None) for run in context_runs]
+        for run in query_runs:
+            past = max((earlier.stop for earlier in context_runs if earlier.group < run.group), default=0)
+            steps.append((n + run.start, n + run.stop, past, (n + run.start, n + run.stop)))
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            seen = []
+            for start, stop, past, own in steps:
+                key, value = k[:, :, :past], v[:, :, :past]
+                if own is not None:
+                    key = torch.cat([key, k[:, :, own[0] : own[1]]], dim=2)
+                    value = torch.cat([value, v[:, :, own[0] : own[1]]], dim=2)
+                seen.append(F.scaled_dot_product_attention(q[:, :, start:stop], key, value, scale=1.0))
+            return torch.cat(seen, dim=2)
+
+        x = torch.cat([context, query], dim=1)
+        for block in self.blocks:
+            x = block(x, attend, condition)
+        return x[:, n:]
+
+    def start(self) -> Cache:
+        """An empty cache."""
+        return Cache([], [])
+
+    def extend(self, cache: Cache, context: Tensor, group: Tensor, condition: Tensor) -> Cache:
+        """A cache that also holds finished tokens (B, C, D) of the given groups."""
+        past = cache.group
+        both = group if past is None else torch.cat([past, group], dim=-1)
+        mask = context_sees_context(group, both)
+        mask_or_none = None if bool(mask.all()) else mask
+        keys, values = [], []
+
+        for i, block in enumerate(self.blocks):
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i) -> Tensor:
+                if past is not None:
+                    k, v = torch.cat([cache.keys[i], k], dim=2), torch.cat([cache.values[i], v], dim=2)
+                keys.append(k)
+                values.append(v)
+                return masked_attention(q, k, v, mask_or_none)
+
+            context = block(context, attend, condition)
+        return Cache(keys, values, both)
+
+    def read(self, cache: Cache, query: Tensor, group: Tensor, condition: Tensor) -> Tensor:
+        """Queries (B, Q, D) answered against a cache, which stays as it is."""
+        own = query_sees_query(group)
+        mask = own if cache.group is None else torch.cat([query_sees_context(group, cache.group), own], dim=-1)
+        mask_or_none = None if bool(mask.all()) else mask
+        for i, block in enumerate(self.blocks):
+
+            def attend(q: Tensor, k: Tensor, v: Tensor, i: int = i) -> Tensor:
+                if cache.group is not None:
+                    k, v = torch.cat([cache.keys[i], k], dim=2), torch.cat([cache.values[i], v], dim=2)
+                return masked_attention(q, k, v, mask_or_none)
+
+            query = block(query, attend, condition)
+        return query
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring tokens of one group: ``start`` to ``stop``."""
+
+    group: int
+    start: int
+    stop: int
+
+
+def _ordered(group: Tensor) -> bool:
+    return bool((group[1:] >= group[:-1]).all()) and (len(group) == 0 or int(group[-1]) != PADDING)
+
+
+def _runs(group: Tensor) -> list[Run]:
+    values, counts = torch.unique_consecutive(group, return_counts=True)
+    stops = torch.cumsum(counts, 0).tolist()
+    starts = [0, *stops[:-1]]
+    return [Run(g, a, b) for g, a, b in zip(values.tolist(), starts, stops, strict=True)]
