@@ -52,16 +52,22 @@ class PillowImage:
     _READABLE = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1")
 
     def __init__(self, path: Path) -> None:
-        self._image = _open_without_size_limit(path)
-        if self._image.mode not in self._READABLE:
-            raise ValueError(
-                f"The image {path.name!r} must have 8 bits per channel; its mode is {self._image.mode!r}. {_REMEDY}"
-            )
-        self.width, self.height = self._image.size
+        self._path = path
+        self._decoded: Any = None
+        with _open_without_size_limit(path) as header:
+            if header.mode not in self._READABLE:
+                raise ValueError(
+                    f"The image {path.name!r} must have 8 bits per channel; its mode is {header.mode!r}. {_REMEDY}"
+                )
+            self.width, self.height = header.size
 
     def window(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
         """Pixels of a window, RGB."""
-        pixels = self._image.crop((left, top, right, bottom))
+        if self._decoded is None:
+            # `load` reads everything and closes the file
+            self._decoded = _open_without_size_limit(self._path)
+            self._decoded.load()
+        pixels = self._decoded.crop((left, top, right, bottom))
         if pixels.mode in ("RGBA", "LA", "PA") or "transparency" in pixels.info:
             return _on_white(np.asarray(pixels.convert("RGBA")))
         return np.asarray(pixels.convert("RGB"))
@@ -100,7 +106,7 @@ _REMEDY = "Scale it so that white is 255, and convert it: `image = (image / whit
 def _check_floats(pixels: Any, name: str) -> None:
     """Floats from 0 to 1 are how scanpy keeps pictures; any other range has no known white."""
     low, high = float(np.asarray(pixels.min())), float(np.asarray(pixels.max()))
-    if not (0 <= low and high <= 1):
+    if low < 0 or high > 1 or np.isnan(low + high):
         raise ValueError(
             f"The {name} must be uint8, or floats from 0 to 1; it has floats from {low:g} to {high:g}. {_REMEDY}"
         )
@@ -137,6 +143,7 @@ def _map_tiff(path: Path) -> Any:
     try:
         with tifffile.TiffFile(path) as file:
             axes = file.series[0].axes
+        pixels: NDArray
         try:
             pixels = tifffile.memmap(path, mode="r")
         except ValueError:  # compressed

@@ -101,10 +101,11 @@ class ImageTiles:
                 some_rows = rows[start : start + batch_size]
                 yield (
                     some_rows,
-                    np.stack([self._cut(image, *self.centre[i], self.window_px(name)) for i in some_rows]),
+                    np.stack([self._cut(image, self.centre[i], self.window_px(name)) for i in some_rows]),
                 )
 
-    def _cut(self, image: SourceImage, x: float, y: float, window: float) -> NDArray[np.uint8]:
+    def _cut(self, image: SourceImage, centre: NDArray[np.float64], window: float) -> NDArray[np.uint8]:
+        x, y = centre
         if abs(window / self.tile_px - 1) < _SAME_SIZE:
             half = self.tile_px // 2
             left, top = int(np.floor(x)) - half, int(np.floor(y)) - half

@@ -1,0 +1,349 @@
+"""Spot-centred tiles of a fixed size in µm, whatever the image's resolution."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stgen import _keys
+from stgen._docs import shared_doc
+from stgen.data._fields import some
+
+from ._coordinates import (
+    LARGEST_PITCH_UM,
+    LEAST_PITCH_UM,
+    PITCH_HINT,
+    check_agreement,
+    given_scale,
+    lattice_pitch,
+    recorded_scale,
+    scale_from_pitch,
+    sections_of,
+)
+from ._editing import check_adata, editable
+from ._editing import coordinates as read_coordinates
+from ._tile_reader import ArrayTiles, ImageTiles, StoredTiles, TileReader, stack
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger("stgen")
+
+TILE_UM, TILE_PX = 112.0, 224
+
+
+@shared_doc
+def histology_tiles(
+    adata: AnnData,
+    image: Any,
+    *,
+    tile_um: float = TILE_UM,
+    tile_px: int = TILE_PX,
+    um_per_px: float | Mapping[str, float] | None = None,
+    spot_pitch_um: float | None = None,
+    coordinates: str | None = None,
+    spatial_key: str = _keys.SPATIAL,
+    library_key: str | None = None,
+    key_added: str = _keys.TILES,
+    copy: bool = False,
+) -> AnnData | None:
+    """Cut a tile around every spot.
+
+    All tiles show the same length of tissue, ``tile_um``, on ``tile_px`` pixels. Tiles are large: 20,000 of them are
+    3 GB. :func:`stgen.pp.embed_histology` takes an image as well and never keeps them.
+
+    Parameters
+    ----------
+    adata
+        %(adata)s
+    image
+        Path (jpg, png, tif), array height × width × 3 (numpy, memory-mapped, zarr or dask; uint8, or floats from 0 to 1), or the
+        name of pictures in ``uns["spatial"]``, such as ``"hires"``. For several sections a dict section → image.
+    tile_um
+        Side of a tile, µm.
+    tile_px
+        Side of a tile, pixels.
+    um_per_px
+        Pixel size of the image, µm; a dict section → number if sections differ. ``None`` derives it from ``spot_pitch_um``,
+        else from what ``uns`` says about the unit of the coordinates.
+    spot_pitch_um
+        Distance between the centres of neighbouring spots: 100 on Visium, 200 on the first ST arrays. With ``um_per_px`` it is
+        a check.
+    coordinates
+        ``"px"``: ``obsm[spatial_key]`` counts pixels of this very image. ``"um"``: it is in µm from the image's upper left
+        corner. ``None``: µm if :func:`stgen.pp.coordinates_in_um` converted it, else pixels. For a downscaled image convert to µm
+        first, and give the downscaled image's ``um_per_px``.
+    spatial_key
+        Key in ``obsm`` of the coordinates, spots × 2 (x to the right, y down).
+    library_key
+        %(library_key)s
+    key_added
+        Key of the results.
+    copy
+        %(copy)s
+
+    Returns
+    -------
+    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3; ``obs[key_added + "_outside"]``, the share
+    of a tile that lies outside of the image and was filled with white; ``uns[key_added]["params"]``.
+
+    Raises
+    ------
+    ValueError
+        If the pixel size is unknown, implausible (not 0.1 to 10 µm), or contradicts the pitch; if spots lie outside of the image;
+        if sections overlap and no ``library_key`` tells them apart; if the image has 16 bits or floats of another range.
+
+    Examples
+    --------
+    >>> import stgen as stg
+    >>> adata = stg.datasets.toy_tissue(histology="images", n_sections=1, n_patients=1, spots_per_section=50)
+    >>> stg.pp.histology_tiles(adata, "hires", library_key="section", tile_px=56)
+    >>> adata.obsm["tiles"].shape
+    (50, 56, 56, 3)
+    """
+    check_adata(adata, copy=copy)
+    reader = open_image_tiles(
+        adata,
+        image,
+        tile_um=tile_um,
+        tile_px=tile_px,
+        um_per_px=um_per_px,
+        spot_pitch_um=spot_pitch_um,
+        coordinates=coordinates,
+        spatial_key=spatial_key,
+        library_key=library_key,
+    )
+    n_bytes = len(reader) * tile_px**2 * 3
+    if n_bytes > 4e9:
+        logger.warning(
+            "These tiles take %.0f GB; embed_histology(adata, image) does not keep them.", n_bytes / 1e9
+        )
+    tiles = stack(reader)
+    adata = editable(adata, copy=copy)
+    _write_tiles(adata, tiles, reader, key_added, um_per_px=float(np.median(list(reader.um_per_px.values()))))
+    return adata if copy else None
+
+
+@shared_doc
+def read_tiles(
+    adata: AnnData,
+    path: str | Path | list[str | Path] | Mapping[str, str | Path],
+    *,
+    tile_um: float | None = None,
+    key_added: str = _keys.TILES,
+    copy: bool = False,
+) -> AnnData | None:
+    """Read tiles that were cut and stored before.
+
+    Parameters
+    ----------
+    adata
+        %(adata)s
+    path
+        One h5 file, or several (a list, or a dict whose values are paths), with the datasets ``jpeg`` (one encoded tile per spot) and
+        ``obs_names``. Files may hold more spots than ``adata``, in any order: tiles are joined by name.
+    tile_um
+        Side of a tile, µm, for files that do not say it (attributes ``mpp`` and ``size_px``).
+    key_added
+        Key of the results.
+    copy
+        %(copy)s
+
+    Returns
+    -------
+    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3, and ``uns[key_added]["params"]``.
+
+    Raises
+    ------
+    ValueError
+        If a spot has no tile, a tile is stored twice, or the size of tiles is unknown.
+    """
+    check_adata(adata, copy=copy)
+    reader = open_stored_tiles(adata, path, tile_um=tile_um)
+    tiles = stack(reader)
+    adata = editable(adata, copy=copy)
+    _write_tiles(adata, tiles, reader, key_added, um_per_px=reader.tile_um / reader.tile_px)
+    return adata if copy else None
+
+
+def _write_tiles(
+    adata: AnnData, tiles: NDArray[np.uint8], reader: TileReader, key: str, *, um_per_px: float
+) -> None:
+    adata.obsm[key] = tiles
+    adata.obs[f"{key}_outside"] = reader.outside
+    adata.uns[key] = {
+        "params": {
+            "tile_um": float(reader.tile_um),
+            "tile_px": int(reader.tile_px),
+            "um_per_px": um_per_px,
+            "n_padded": int((reader.outside > 0).sum()),
+        }
+    }
+
+
+def open_stored_tiles(adata: AnnData, path: Any, *, tile_um: float | None) -> StoredTiles:
+    """A stream of stored tiles."""
+    paths = list(path.values()) if isinstance(path, Mapping) else path
+    paths = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    return StoredTiles([Path(one) for one in paths], adata.obs_names, tile_um=tile_um)
+
+
+def open_array_tiles(adata: AnnData, key: str, *, tile_um: float | None) -> ArrayTiles:
+    """A stream of the tiles in ``obsm``."""
+    if key not in adata.obsm:
+        raise KeyError(
+            f"obsm[{key!r}] does not exist; obsm has {list(adata.obsm)}. Cut tiles with `stg.pp.histology_tiles`."
+        )
+    recorded = adata.uns.get(key, {})
+    params = recorded.get("params", {}) if hasattr(recorded, "get") else {}
+    size = params.get("tile_um", tile_um)
+    if size is None:
+        raise ValueError(
+            f"uns[{key!r}] does not say how large the tiles of obsm[{key!r}] are. Give `tile_um=`."
+        )
+    reader = ArrayTiles(adata.obsm[key], float(size), name=f"obsm[{key!r}]")
+    if f"{key}_outside" in adata.obs:
+        reader.outside = adata.obs[f"{key}_outside"].to_numpy(np.float32)
+    return reader
+
+
+def open_image_tiles(
+    adata: AnnData,
+    image: Any,
+    *,
+    tile_um: float,
+    tile_px: int,
+    um_per_px: float | Mapping[str, float] | None,
+    spot_pitch_um: float | None,
+    coordinates: str | None,
+    spatial_key: str,
+    library_key: str | None,
+) -> ImageTiles:
+    """A stream of tiles around the spots of an image; everything that can be checked is checked here."""
+    if coordinates not in ("um", "px", None):
+        raise ValueError(f"`coordinates` must be 'um', 'px' or None; got {coordinates!r}.")
+    xy = read_coordinates(adata, spatial_key)
+    section = sections_of(adata, xy, library_key, spatial_key)
+    names = np.unique(section)
+    images, per_unit = _images_of_sections(adata, image, names, library_key)
+
+    record = recorded_scale(adata, spatial_key)
+    in_um = record is not None if coordinates is None else coordinates == "um"
+    scaled = xy if in_um else xy * np.array([per_unit[name] for name in section])[:, None]
+    by_pitch = None if spot_pitch_um is None else scale_from_pitch(scaled, section, spot_pitch_um)
+    if in_um and by_pitch is not None:
+        check_agreement(dict.fromkeys(names, 1.0), by_pitch, "µm per unit of coordinates in µm")
+    if um_per_px is not None:
+        sizes = given_scale(um_per_px, names, "um_per_px")
+        if by_pitch is not None and not in_um:
+            check_agreement(sizes, by_pitch, "um_per_px")
+    elif by_pitch is not None and not in_um:
+        sizes = by_pitch
+    else:
+        sizes = _pixel_sizes_from_uns(adata, names, per_unit, record if in_um else None, in_um, spatial_key)
+    size_of_spot = np.array([sizes[name] for name in section])[:, None]
+    _check_pitch(xy if in_um else scaled * size_of_spot, section)
+    return ImageTiles(
+        images=images,
+        section=section,
+        centre=xy / size_of_spot if in_um else scaled,
+        um_per_px=sizes,
+        tile_um=tile_um,
+        tile_px=tile_px,
+    )
+
+
+def _images_of_sections(
+    adata: AnnData, image: Any, names: NDArray[np.str_], library_key: str | None
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """The image of every section, and its pixels per unit of the coordinates (1 unless it is a picture of ``uns``)."""
+    pictures = adata.uns.get(_keys.IMAGES, {})
+    stored = sorted({key for one in pictures.values() for key in one.get("images", {})}) if pictures else []
+    if isinstance(image, str) and image in stored:
+        return _pictures(pictures, image, names)
+    if isinstance(image, Mapping):
+        if library_key is None:
+            raise ValueError(
+                "A dict section → image needs `library_key=`, the column of `obs` that names the sections."
+            )
+        image = {str(name): one for name, one in image.items()}
+        missing = [name for name in names if name not in image]
+        if missing:
+            raise ValueError(f"There is no image for section {some(missing)}; the dict has {some(image)}.")
+        return {name: image[name] for name in names}, dict.fromkeys(names, 1.0)
+    if len(names) > 1:
+        raise ValueError(
+            f"obs[{library_key!r}] names {len(names)} sections ({some(names)}), but there is one image. Give a dict section → image."
+        )
+    return {names[0]: image}, {names[0]: 1.0}
+
+
+def _pictures(
+    pictures: Mapping[str, Any], key: str, names: NDArray[np.str_]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Pictures as scanpy and squidpy keep them: with pixels per unit of the coordinates."""
+    images, per_unit = {}, {}
+    for name in names:
+        library = name
+        if name == "" and len(pictures) == 1:
+            library = next(iter(pictures))
+        if library not in pictures or key not in pictures[library].get("images", {}):
+            raise ValueError(
+                f"uns['spatial'] has no picture {key!r}{_of(name)}; it has {some(pictures)}. Several sections need `library_key=`."
+            )
+        factors = pictures[library].get("scalefactors", {})
+        if f"tissue_{key}_scalef" not in factors:
+            raise ValueError(
+                f"uns['spatial'][{library!r}]['scalefactors'] must have 'tissue_{key}_scalef'; it has {some(factors)}."
+            )
+        images[name] = pictures[library]["images"][key]
+        per_unit[name] = float(factors[f"tissue_{key}_scalef"])
+    return images, per_unit
+
+
+def _pixel_sizes_from_uns(
+    adata: AnnData,
+    names: NDArray[np.str_],
+    per_unit: Mapping[str, float],
+    record: Mapping[str, Any] | None,
+    in_um: bool,
+    key: str,
+) -> dict[str, float]:
+    """Pixel size from the unit of the coordinates, as a file or an earlier conversion recorded it."""
+    unit: dict[str, float] = {}
+    if in_um and record is not None:
+        unit = dict.fromkeys(names, float(record["um_per_unit"]))
+        if "section" in record:
+            by_section = dict(zip(map(str, record["section"]), map(float, record["um_per_unit_of_section"])))
+            unit = {name: by_section.get(name, unit[name]) for name in names}
+        # a scale of 1 means that coordinates never were pixels, so it says nothing about the image
+        if all(unit[name] == 1.0 and per_unit[name] == 1.0 for name in names):
+            unit = {}
+    elif not in_um and _keys.UM_PER_UNIT in adata.uns:
+        unit = given_scale(adata.uns[_keys.UM_PER_UNIT], names, "uns['um_per_unit']")
+    if unit:
+        return {name: unit[name] / per_unit[name] for name in names}
+    what = "in µm" if in_um else "in pixels"
+    raise ValueError(
+        f"The pixel size of the image is not known (obsm[{key!r}] is {what}). Give `um_per_px=`"
+        + ("." if in_um else f", or {PITCH_HINT}; one spot pitch tells which image you have.")
+    )
+
+
+def _check_pitch(xy_um: NDArray[np.float64], section: NDArray[np.str_]) -> None:
+    for name in np.unique(section):
+        pitch = lattice_pitch(xy_um[section == name])
+        if np.isfinite(pitch) and not LEAST_PITCH_UM <= pitch <= LARGEST_PITCH_UM:
+            raise ValueError(
+                f"Neighbouring spots would be {pitch:.4g} µm apart{_of(name)}; plausible are {LEAST_PITCH_UM:g} to "
+                f"{LARGEST_PITCH_UM:g} µm. Check `um_per_px` and `coordinates` ('um' or 'px')."
+            )
+
+
+def _of(name: str) -> str:
+    return f" of section {name!r}" if name else ""
