@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import ast
 from importlib import import_module
-from importlib.util import find_spec
+from inspect import cleandoc
+from itertools import pairwise
 from pathlib import Path
+from textwrap import indent
 
 DOORS = {
     "stgen.pp": "Prepare",
@@ -42,16 +45,33 @@ def public_names(door: str) -> list[str]:
     return list(getattr(import_module(door), "__all__", ()))
 
 
+def is_constant(door: str, name: str) -> bool:
+    """Whether a public name is a value rather than a function or class."""
+    return not callable(getattr(import_module(door), name))
+
+
+def constant_text(door: str, name: str) -> str:
+    """The text under a constant, in whichever module of the door defines it."""
+    for path in Path(import_module(door).__file__).parent.glob("*.py"):
+        for node, below in pairwise(ast.parse(path.read_text(encoding="utf-8")).body):
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            named = any(isinstance(target, ast.Name) and target.id == name for target in targets)
+            if named and isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant):
+                return cleandoc(below.value.value)
+    return ""
+
+
 def page(door: str) -> str:
-    """The page of one door as reStructuredText."""
+    """The page of one door as reStructuredText: its idea, functions and classes, then constants."""
     title = f"{DOORS[door]}: ``{door}``"
-    if find_spec(door) is None:
-        return f"{title}\n{'=' * len(title)}\n\nNot built yet.\n"
     lines = [title, "=" * len(title), "", f".. automodule:: {door}", "   :no-members:", ""]
-    names = public_names(door)
-    if names:
-        lines += [f".. currentmodule:: {door}", "", ".. autosummary::", "   :toctree: api", ""]
-        lines += [f"   {name}" for name in names]
+    lines += [f".. currentmodule:: {door}", ""]
+    constants = [name for name in public_names(door) if is_constant(door, name)]
+    described = [name for name in public_names(door) if name not in constants]
+    if described:
+        lines += [".. autosummary::", "   :toctree: api", "", *(f"   {name}" for name in described), ""]
+    for name in constants:
+        lines += [f".. data:: {name}", "", indent(constant_text(door, name), "   "), ""]
     return "\n".join(lines) + "\n"
 
 

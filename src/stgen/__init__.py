@@ -12,7 +12,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 if TYPE_CHECKING:  # editors and mypy see the doors; Python opens them on first use
-    from . import baselines, datasets, get, metrics, models, pl, pp, tl
+    from . import baselines, datasets, get, metrics, models, pl, pp, testing, tl
     from ._settings import settings
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "pl",
     "pp",
     "settings",
+    "testing",
     "tl",
 ]
 
