@@ -17,7 +17,7 @@ from stgen._settings import settings
 from stgen.data._fields import some
 
 from ._editing import check_adata, editable
-from ._encoders import DESCRIPTORS, make_encoder
+from ._encoders import DESCRIPTORS, Encoder, make_encoder
 from ._histology_tiles import TILE_PX, TILE_UM, open_array_tiles, open_image_tiles, open_stored_tiles
 from ._tile_reader import ArrayTiles, TileReader
 
@@ -120,24 +120,11 @@ def embed_histology(
     (50, 108)
     """
     check_adata(adata, copy=copy)
-    given = [
-        name
-        for name, value in (("image", image), ("tiles", tiles), ("features", features))
-        if value is not None
-    ]
-    if len(given) > 1:
-        raise ValueError(
-            f"Give one of `image`, `tiles` and `features`; got {' and '.join(f'`{name}`' for name in given)}."
-        )
+    _check_one_source(image=image, tiles=tiles, features=features)
     if int(batch_size) != batch_size or batch_size < 1:
         raise ValueError(f"`batch_size` must be a whole number of tiles, at least 1; got {batch_size!r}.")
-
     if features is not None:
-        embedding, names = _join_features(adata, features)
-        named = encoder if isinstance(encoder, str) and encoder != DESCRIPTORS else "precomputed"
-        record: dict[str, Any] = {"encoder": named, "params": {"source": "features"}}
-        if tile_um is not None:
-            record["tile_um"] = float(tile_um)
+        embedding, record = _join_features(adata, features, encoder, tile_um)
     else:
         if image is not None:
             reader: TileReader = open_image_tiles(
@@ -160,22 +147,36 @@ def embed_histology(
             encoder_kwargs=encoder_kwargs,
             accelerator=accelerator,
         )
-        embedding, names = _encode(reader, encode, batch_size), encode.feature_names
-        record = {"encoder": encode.name, "tile_um": float(reader.tile_um)} | encode.facts
-        record["params"] = {
-            "source": "image" if image is not None else "tiles",
-            "tile_px": int(reader.tile_px),
-            "n_padded": int((reader.outside > 0).sum()),
-        }
+        embedding = _encode(reader, encode, batch_size)
+        record = _describe(reader, encode, "tiles" if image is None else "image")
     _check_features(embedding, adata, str(record["encoder"]))
 
-    record |= {"n_features": int(embedding.shape[1]), "key_added": key_added}
-    if names is not None:
-        record["feature_names"] = np.array(names, dtype=str)
     adata = editable(adata, copy=copy)
     adata.obsm[key_added] = embedding
-    adata.uns[_keys.HISTOLOGY_PARAMS] = record
+    adata.uns[_keys.HISTOLOGY_PARAMS] = record | {
+        "n_features": int(embedding.shape[1]),
+        "key_added": key_added,
+    }
     return adata if copy else None
+
+
+def _check_one_source(**sources: Any) -> None:
+    given = [f"`{name}`" for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"Give one of `image`, `tiles` and `features`; got {' and '.join(given)}.")
+
+
+def _describe(reader: TileReader, encode: Encoder, source: str) -> dict[str, Any]:
+    """What ``uns`` keeps about features that were made from tiles."""
+    record: dict[str, Any] = {"encoder": encode.name, "tile_um": float(reader.tile_um)} | encode.facts
+    if encode.feature_names is not None:
+        record["feature_names"] = np.array(encode.feature_names, dtype=str)
+    record["params"] = {
+        "source": source,
+        "tile_px": int(reader.tile_px),
+        "n_padded": int((reader.outside > 0).sum()),
+    }
+    return record
 
 
 def _open_tiles(adata: AnnData, tiles: Any, tile_um: float | None) -> TileReader:
@@ -186,7 +187,7 @@ def _open_tiles(adata: AnnData, tiles: Any, tile_um: float | None) -> TileReader
                 f"{_keys.TILES!r}."
             )
         tiles = _keys.TILES
-    if isinstance(tiles, str) and not Path(tiles).suffix:
+    if isinstance(tiles, str) and (tiles in adata.obsm or not Path(tiles).suffix):
         return open_array_tiles(adata, tiles, tile_um=tile_um)
     if isinstance(tiles, (str, Path, list, tuple, Mapping)):
         return open_stored_tiles(adata, tiles, tile_um=tile_um)
@@ -194,12 +195,14 @@ def _open_tiles(adata: AnnData, tiles: Any, tile_um: float | None) -> TileReader
         raise ValueError(
             f"`tiles` must have one tile per spot, in their order: {adata.n_obs} spots, {len(tiles)} tiles."
         )
-    return ArrayTiles(tiles, TILE_UM if tile_um is None else float(tile_um), name="`tiles`")
+    if tile_um is None:
+        raise ValueError(
+            "How large the tiles of an array are is not known. Give `tile_um=`, the side of a tile in µm."
+        )
+    return ArrayTiles(tiles, float(tile_um), name="`tiles`")
 
 
-def _encode(
-    reader: TileReader, encode: Callable[[NDArray[np.uint8]], NDArray[np.float32]], batch_size: int
-) -> NDArray[np.float32]:
+def _encode(reader: TileReader, encode: Encoder, batch_size: int) -> NDArray[np.float32]:
     """Features of all tiles; each batch of tiles is forgotten."""
     from tqdm.auto import tqdm
 
@@ -221,27 +224,30 @@ def _encode(
     return embedding
 
 
-def _join_features(adata: AnnData, features: Any) -> tuple[NDArray[np.float32], list[str] | None]:
-    """Features from elsewhere in the order of spots."""
-    names = None
+def _join_features(
+    adata: AnnData, features: Any, encoder: Any, tile_um: float | None
+) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Features from elsewhere in the order of spots, and what ``uns`` keeps about them."""
+    named = encoder if isinstance(encoder, str) and encoder != DESCRIPTORS else "precomputed"
+    record: dict[str, Any] = {"encoder": named, "params": {"source": "features"}}
+    if tile_um is not None:
+        record["tile_um"] = float(tile_um)
     if isinstance(features, str):
         if features not in adata.obsm:
             raise KeyError(f"obsm[{features!r}] does not exist; obsm has {list(adata.obsm)}.")
         features = adata.obsm[features]
     if isinstance(features, pd.DataFrame):
         features = _in_order_of_spots(adata, features)
-        names = [str(column) for column in features.columns]
+        record["feature_names"] = np.array(features.columns.astype(str), dtype=str)
         features = features.to_numpy()
-    if sparse.issparse(features):
-        features = features.toarray()
-    features = np.asarray(features)
+    features = features.toarray() if sparse.issparse(features) else np.asarray(features)
     if features.dtype.kind not in "fiu":
         raise ValueError(f"`features` must be numbers; their dtype is {features.dtype}.")
     if features.ndim != 2 or features.shape[0] != adata.n_obs or features.shape[1] == 0:
         raise ValueError(
             f"`features` must be spots × features, here {adata.n_obs} × F; their shape is {features.shape}."
         )
-    return features.astype(np.float32), names
+    return features.astype(np.float32), record
 
 
 def _in_order_of_spots(adata: AnnData, table: pd.DataFrame) -> pd.DataFrame:
@@ -261,7 +267,8 @@ def _in_order_of_spots(adata: AnnData, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_features(embedding: NDArray[np.float32], adata: AnnData, encoder: str) -> None:
-    bad = ~np.isfinite(embedding).all(axis=1)
+    finite: NDArray[Any] = np.atleast_1d(np.isfinite(embedding).all(axis=1))
+    bad = ~finite
     if bad.any():
         raise ValueError(
             f"Features of {encoder!r} must be finite; {int(bad.sum())} of {len(bad)} spots have NaN or infinite ones, such as "

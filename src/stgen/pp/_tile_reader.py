@@ -148,10 +148,11 @@ def _check_inside(centre: NDArray[np.float64], image: SourceImage, name: str) ->
 
 
 def _share_outside(centre: NDArray[np.float64], image: SourceImage, window: float) -> NDArray[np.float64]:
-    low = np.maximum(centre - window / 2, 0)
-    high = np.minimum(centre + window / 2, (image.width, image.height))
-    inside = np.prod(np.maximum(high - low, 0), axis=1) / window**2
-    return np.clip(1 - inside, 0, 1)
+    size = np.array([image.width, image.height])
+    low, high = centre - window / 2, centre + window / 2
+    inside = np.prod(np.maximum(np.minimum(high, size) - np.maximum(low, 0), 0), axis=1) / window**2
+    crosses = ((low < 0) | (high > size)).any(axis=1)
+    return np.where(crosses, np.clip(1 - inside, 0, 1), 0)
 
 
 def _read_padded(image: SourceImage, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
