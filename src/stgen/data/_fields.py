@@ -483,7 +483,8 @@ def check_scale(xy: np.ndarray, section: np.ndarray | None, uns: Any, key: str =
     """Raise if coordinates are plainly not µm: an implausible pitch, or a scale in ``uns`` that nobody applied."""
     remedy = "Convert with `stg.pp.coordinates_in_um`."
     um_per_unit = uns.get(_keys.UM_PER_UNIT)
-    if um_per_unit is not None and float(um_per_unit) != 1.0 and _keys.SPATIAL_UM not in uns:
+    converted = _converted(uns, key)
+    if um_per_unit is not None and float(um_per_unit) != 1.0 and not converted:
         raise ValueError(
             f"obsm[{key!r}] must be in µm; uns[{_keys.UM_PER_UNIT!r}] says one unit is {float(um_per_unit):g} µm, "
             f"and no conversion is recorded in uns[{_keys.SPATIAL_UM!r}]. {remedy}"
@@ -502,12 +503,18 @@ def check_scale(xy: np.ndarray, section: np.ndarray | None, uns: Any, key: str =
             f"1–1000 µm, so these look like pixels or another unit. {remedy}"
         )
     diameter = _visium_diameter(uns)
-    if diameter and _keys.SPATIAL_UM not in uns and not 90 < pitch < 110 and 1.5 < pitch / diameter < 2.1:
+    if diameter and not converted and not 90 < pitch < 110 and 1.5 < pitch / diameter < 2.1:
         # Visium: pitch 100 µm, spots 55 to 65 µm, so the ratio betrays pixels of the full-resolution image
         raise ValueError(
             f"obsm[{key!r}] must be in µm; neighbouring spots are {pitch:.4g} apart where `uns['spatial']` gives spots a "
             f"diameter of {diameter:.4g} pixels, so these are pixels. {remedy}"
         )
+
+
+def _converted(uns: Any, key: str) -> bool:
+    """Whether ``uns`` records that this slot was converted to µm."""
+    record = uns.get(_keys.SPATIAL_UM)
+    return hasattr(record, "get") and record.get("key", _keys.SPATIAL) == key
 
 
 def _visium_diameter(uns: Any) -> float | None:
@@ -551,10 +558,9 @@ def check_one_section(xy: np.ndarray, obs: pd.DataFrame, key: str = _keys.SPATIA
 
 def _overlap(xy: np.ndarray, section: pd.Series) -> bool:
     """Whether the bounding boxes of two sections share ground."""
-    boxes = [
-        (here.min(axis=0), here.max(axis=0))
-        for here in (xy[rows] for rows in section.groupby(section).indices.values())
-    ]
+    codes, names = pd.factorize(section)
+    groups = [xy[codes == code] for code in range(len(names))]
+    boxes = [(here.min(axis=0), here.max(axis=0)) for here in groups]
     for i, (low, high) in enumerate(boxes):
         for other_low, other_high in boxes[:i]:
             if (np.minimum(high, other_high) > np.maximum(low, other_low)).all():
@@ -625,7 +631,7 @@ class SplitField(Field):
             )
         column = adata.obs[self.key].astype(object).to_numpy()
         names = (_keys.TRAIN, _keys.VALIDATION, _keys.TEST)
-        strange = [value for value in pd.unique(column) if value not in names]
+        strange = [value for value in pd.unique(column) if value not in (*names, _keys.BUFFER)]
         if strange:
             raise ValueError(
                 f"obs[{self.key!r}] must hold {', '.join(map(repr, names))}; found {some(map(repr, strange))}. "

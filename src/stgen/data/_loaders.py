@@ -21,7 +21,7 @@ from torch import Tensor
 
 from stgen.nn._network import Batch
 
-from ._fields import CoordinatesField, CountsField, Field, HistologyField
+from ._fields import CoordinatesField, CountsField, Field, HistologyField, PatientField, SplitField
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,6 +52,8 @@ class SpotTable:
     neighbours_nk: Tensor | None = None
     """Row numbers of the nearest spots of the same section."""
     counts_nG: Tensor | sparse.csr_matrix | None = None
+    unit_n: Tensor | None = None
+    """What a spot shares its errors with, for cross-fitting: its patient, section or a random fifth. With targets."""
 
     @classmethod
     def read(
@@ -70,12 +72,14 @@ class SpotTable:
         assert isinstance(place, CoordinatesField)
         assert isinstance(counts, CountsField)
         xy, section = place.read(adata)
+        keys = name_keys(adata.obs_names)
         return cls(
-            key_n=torch.from_numpy(name_keys(adata.obs_names)),
+            key_n=torch.from_numpy(keys),
             histology_nF=torch.from_numpy(_writable(histology.read(adata))),
             xy_n2=torch.from_numpy(centred(xy, section)),
             neighbours_nk=_neighbours(xy, section, n_neighbors) if n_neighbors else None,
             counts_nG=_rows_of_counts(counts.read(adata, genes)) if targets else None,
+            unit_n=torch.from_numpy(_units(adata, by_key, section, keys)) if targets else None,
         )
 
     def __len__(self) -> int:
@@ -90,6 +94,8 @@ class SpotTable:
             "histology": self.histology_nF.index_select(0, rows),
             "xy": self.xy_n2.index_select(0, rows),
         }
+        if self.unit_n is not None:
+            batch["unit"] = self.unit_n.index_select(0, rows)
         if self.neighbours_nk is not None:
             near_Bk = self.neighbours_nk.index_select(0, rows)
             batch["neighbours"] = self.histology_nF.index_select(0, near_Bk.flatten()).unflatten(
@@ -111,12 +117,13 @@ class SpotTable:
             xy_n2=self.xy_n2.to(device),
             neighbours_nk=None if self.neighbours_nk is None else self.neighbours_nk.to(device),
             counts_nG=self.counts_nG.to(device) if isinstance(self.counts_nG, Tensor) else self.counts_nG,
+            unit_n=None if self.unit_n is None else self.unit_n.to(device),
         )
 
     @property
     def nbytes(self) -> int:
         """Memory of the tensors."""
-        tensors = (self.histology_nF, self.xy_n2, self.neighbours_nk, self.counts_nG)
+        tensors = (self.histology_nF, self.xy_n2, self.neighbours_nk, self.counts_nG, self.unit_n)
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 
@@ -124,6 +131,24 @@ def name_keys(names: pd.Index) -> np.ndarray:
     """A number for each name, the same in every session, by which noise is keyed."""
     hashed = pd.util.hash_array(np.asarray(names, dtype=object), categorize=False)
     return hashed.view(np.int64).copy()
+
+
+def _units(
+    adata: AnnData, fields: dict[str, Field], section: np.ndarray | None, keys: np.ndarray
+) -> np.ndarray:
+    """What spots share errors with, as consecutive codes: patients, else sections, else random fifths.
+
+    The first of these that tells training rows apart; rows that are not for training get any code.
+    """
+    split, patient = fields.get("split"), fields.get("patient")
+    train = split.rows(adata)[0] if isinstance(split, SplitField) else np.arange(adata.n_obs)
+    candidates = [section]
+    if isinstance(patient, PatientField) and patient.key is not None and patient.key in adata.obs:
+        candidates.insert(0, pd.factorize(adata.obs[patient.key], sort=True)[0])
+    for codes in candidates:
+        if codes is not None and len(known := np.unique(codes[train])) > 1:
+            return np.searchsorted(known, codes).astype(np.int64)
+    return keys % 5
 
 
 def centred(xy: np.ndarray, section: np.ndarray | None) -> np.ndarray:

@@ -11,6 +11,7 @@ B batch, F histology features, k neighbours, G genes. A batch of spots holds
 - ``neighbours``  (B, k, F) float32, histology of the nearest spots, where a model asks for it
 - ``xy``          (B, 2) float32, µm from the centre of its section
 - ``counts``      (B, G) float32, only where targets are loaded
+- ``unit``        (B,) int64, patient, section or random fifth of the spot, for cross-fitting, with the targets
 """
 
 from __future__ import annotations
