@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._base import STModel
+    from .genar import GenAR, GenARConfig
 
-_WHERE = {"STModel": "._base"}
+_WHERE = {"GenAR": ".genar", "GenARConfig": ".genar", "STModel": "._base"}
 
-__all__ = ["STModel"]
+__all__ = ["GenAR", "GenARConfig", "STModel"]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,14 @@ class AdaptiveBlock(nn.Module):
     """
 
     def __init__(
-        self, dim: int, n_heads: int, condition_dim: int, *, ffn_ratio: int = 3, dropout: float = 0.0, drop_path: float = 0.0
+        self,
+        dim: int,
+        n_heads: int,
+        condition_dim: int,
+        *,
+        ffn_ratio: int = 3,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
     ) -> None:
         super().__init__()
         if dim % n_heads:
@@ -79,7 +86,10 @@ class AdaptiveBlock(nn.Module):
     def forward(self, x: Tensor, attend: Attend, condition: Tensor) -> Tensor:
         """Tokens (B, N, D) after seeing, through ``attend``, what they may see."""
         normed, gate = self.attention_norm(x, condition)
-        q, k, v = (part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in self.qkv(normed).chunk(3, dim=-1))
+        q, k, v = (
+            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+            for part in self.qkv(normed).chunk(3, dim=-1)
+        )
         q = F.normalize(q, dim=-1) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         seen = attend(q, F.normalize(k, dim=-1), v).transpose(1, 2).flatten(2)
         x = x + self.drop_path(gate * self.dropout(self.project(seen)))

@@ -24,7 +24,9 @@ def two_hot(value: Tensor, n_tokens: int) -> tuple[Tensor, Tensor]:
     return index, torch.stack([1 - weight, weight], dim=-1)
 
 
-def gaussian_label(count: Tensor, n_tokens: int, *, slope: float, width: float, half: int | None = None) -> tuple[Tensor, Tensor]:
+def gaussian_label(
+    count: Tensor, n_tokens: int, *, slope: float, width: float, half: int | None = None
+) -> tuple[Tensor, Tensor]:
     """A discretised Gaussian around each count, over its window of ± 6 σ.
 
     σ(y) = slope · y + width · y / (1 + y): no blur at 0, so that the label's mean is the count there too

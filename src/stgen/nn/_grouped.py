@@ -37,7 +37,9 @@ def context_sees_context(group: Tensor, key_group: Tensor | None = None) -> Tens
 
 def query_sees_context(query_group: Tensor, context_group: Tensor) -> Tensor:
     """(…, Q, C): a query sees a context token iff its group is earlier."""
-    return (context_group[..., None, :] < query_group[..., :, None]) & (context_group[..., None, :] != PADDING)
+    return (context_group[..., None, :] < query_group[..., :, None]) & (
+        context_group[..., None, :] != PADDING
+    )
 
 
 def query_sees_query(query_group: Tensor) -> Tensor:
@@ -78,7 +80,12 @@ class GroupedDecoder(nn.Module):
         Where the batch shares its groups and they come in order, each group is attended to by slices, which
         skips what a mask would hide; otherwise by one mask.
         """
-        if context_group.dim() == 1 and query_group.dim() == 1 and _ordered(context_group) and _ordered(query_group):
+        if (
+            context_group.dim() == 1
+            and query_group.dim() == 1
+            and _ordered(context_group)
+            and _ordered(query_group)
+        ):
             return self._sliced(context, _runs(context_group), query, _runs(query_group), condition)
         return self._masked(context, context_group, query, query_group, condition)
 
@@ -87,7 +94,9 @@ class GroupedDecoder(nn.Module):
     ) -> Tensor:
         n = context.shape[1]
         context_mask = context_sees_context(context_group)
-        query_mask = torch.cat([query_sees_context(query_group, context_group), query_sees_query(query_group)], dim=-1)
+        query_mask = torch.cat(
+            [query_sees_context(query_group, context_group), query_sees_query(query_group)], dim=-1
+        )
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             seen = masked_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], context_mask)
@@ -99,10 +108,17 @@ class GroupedDecoder(nn.Module):
         return x[:, n:]
 
     def _sliced(
-        self, context: Tensor, context_runs: list[Run], query: Tensor, query_runs: list[Run], condition: Tensor
+        self,
+        context: Tensor,
+        context_runs: list[Run],
+        query: Tensor,
+        query_runs: list[Run],
+        condition: Tensor,
     ) -> Tensor:
         n = context.shape[1]
-        steps = [(run.start, run.stop, run.stop, None) for run in context_runs]
+        steps: list[tuple[int, int, int, tuple[int, int] | None]] = [
+            (run.start, run.stop, run.stop, None) for run in context_runs
+        ]
         for run in query_runs:
             past = max((earlier.stop for earlier in context_runs if earlier.group < run.group), default=0)
             steps.append((n + run.start, n + run.stop, past, (n + run.start, n + run.stop)))
@@ -149,7 +165,9 @@ class GroupedDecoder(nn.Module):
     def read(self, cache: Cache, query: Tensor, group: Tensor, condition: Tensor) -> Tensor:
         """Queries (B, Q, D) answered against a cache, which stays as it is."""
         own = query_sees_query(group)
-        mask = own if cache.group is None else torch.cat([query_sees_context(group, cache.group), own], dim=-1)
+        mask = (
+            own if cache.group is None else torch.cat([query_sees_context(group, cache.group), own], dim=-1)
+        )
         mask_or_none = None if bool(mask.all()) else mask
         for i, block in enumerate(self.blocks):
 

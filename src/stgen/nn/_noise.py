@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_GAMMA = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed integer; int64 products wrap, which is what is wanted
+_GAMMA = (
+    -7046029254386353131
+)  # 0x9E3779B97F4A7C15 as a signed integer; int64 products wrap, which is what is wanted
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 

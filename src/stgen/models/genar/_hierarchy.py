@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from scipy.cluster.hierarchy import linkage, to_tree
@@ -21,10 +23,22 @@ from scipy.cluster.vq import kmeans2
 METHODS = ("ward", "kmeans")
 
 
-def default_scales(n_genes: int) -> tuple[int, ...]:
-    """Panel total, about one group per ten genes, the genes."""
-    middle = round(n_genes / 10)
-    return (1, middle, n_genes) if 1 < middle < n_genes else (1, n_genes)
+SCALE_SHARES = {
+    1: (),
+    2: (0.0,),
+    3: (0.0, 0.1),
+    6: (0.0, 0.02, 0.04, 0.2, 0.5),
+}
+"""Groups per gene at each scale before the genes, by number of scales; 0 stands for one group, the panel.
+
+Three scales are (1, 20, 200) and six (1, 4, 8, 40, 100, 200) for the published 200 genes.
+"""
+
+
+def default_scales(n_genes: int, n_scales: int = 3) -> tuple[int, ...]:
+    """The panel, then groups in fixed proportion to the number of genes, then the genes; equal scales are merged."""
+    wanted = {max(1, round(share * n_genes)) for share in SCALE_SHARES[n_scales]}
+    return (*sorted(d for d in wanted if d < n_genes), n_genes)
 
 
 def check_scales(scales: Sequence[int], n_genes: int) -> tuple[int, ...]:
@@ -32,12 +46,14 @@ def check_scales(scales: Sequence[int], n_genes: int) -> tuple[int, ...]:
     scales = tuple(int(d) for d in scales)
     if not scales or scales[-1] != n_genes:
         raise ValueError(f"`scales` must end with the number of genes, {n_genes}; got {scales}.")
-    if any(b <= a for a, b in zip(scales, scales[1:], strict=False)) or scales[0] < 1:
+    if any(b <= a for a, b in pairwise(scales)) or scales[0] < 1:
         raise ValueError(f"`scales` must increase from at least 1 group; got {scales}.")
     return scales
 
 
-def gene_hierarchy(profiles: np.ndarray, scales: Sequence[int], *, method: str = "ward", seed: int = 0) -> np.ndarray:
+def gene_hierarchy(
+    profiles: np.ndarray, scales: Sequence[int], *, method: str = "ward", seed: int = 0
+) -> np.ndarray:
     """Group of every gene at every scale: (K, G) integers.
 
     ``profiles`` are depth-normalised expression over training spots, spots × genes (raw counts for ``"kmeans"``).
@@ -47,7 +63,9 @@ def gene_hierarchy(profiles: np.ndarray, scales: Sequence[int], *, method: str =
         return _subtrees(_standardised(profiles), scales)
     if method == "kmeans":
         return _blocks(profiles, scales, seed)
-    raise ValueError(f"`hierarchy` must be one of {', '.join(METHODS)} or (scales × genes) groups; got {method!r}.")
+    raise ValueError(
+        f"`hierarchy` must be one of {', '.join(METHODS)} or (scales × genes) groups; got {method!r}."
+    )
 
 
 def _standardised(profiles: np.ndarray) -> np.ndarray:
@@ -72,8 +90,8 @@ def _subtrees(genes: np.ndarray, scales: tuple[int, ...]) -> np.ndarray:
     return groups
 
 
-def _entry(node: object) -> tuple[int, int, list[int], object]:
-    leaves = node.pre_order()  # type: ignore[attr-defined]
+def _entry(node: Any) -> tuple[int, int, list[int], Any]:
+    leaves = node.pre_order()
     return -len(leaves), min(leaves), leaves, node
 
 
@@ -97,16 +115,18 @@ def check_groups(groups: np.ndarray, n_genes: int) -> np.ndarray:
     numbered = np.stack([np.unique(row, return_inverse=True)[1] for row in groups])
     if len(np.unique(numbered[-1])) != n_genes:
         numbered = np.vstack([numbered, np.arange(n_genes)])
-    for k, (coarse, fine) in enumerate(zip(numbered, numbered[1:], strict=False)):
+    for k, (coarse, fine) in enumerate(pairwise(numbered)):
         if len(np.unique(np.stack([coarse, fine]), axis=1).T) != fine.max() + 1:
-            raise ValueError(f"Every group of scale {k + 1} must lie inside one group of scale {k}; some lie in several.")
+            raise ValueError(
+                f"Every group of scale {k + 1} must lie inside one group of scale {k}; some lie in several."
+            )
     return numbered
 
 
 def parents(groups: np.ndarray) -> list[np.ndarray]:
     """For each scale after the first: the coarser group in which each of its groups lies."""
     result = []
-    for coarse, fine in zip(groups, groups[1:], strict=False):
+    for coarse, fine in pairwise(groups):
         parent = np.zeros(fine.max() + 1, dtype=np.int64)
         parent[fine] = coarse
         result.append(parent)

@@ -104,11 +104,14 @@ class LinearPath(nn.Module):
         if n_features > self.rotation.shape[1]:
             top = torch.linalg.eigh(moments_all.covariance()[0][:n_features, :n_features])[1].flip(-1)
             self.rotation.copy_(top[:, : self.rotation.shape[1]])
-        basis = torch.block_diag(self.rotation.double(), torch.eye(self.n_waves, dtype=torch.float64, device=self.mean.device))
+        basis = torch.block_diag(
+            self.rotation.double(), torch.eye(self.n_waves, dtype=torch.float64, device=self.mean.device)
+        )
         self._solve([m.rotated(basis) if m.n else m for m in moments])
 
     def _scale(self, batches: Iterable[Batch]) -> None:
-        total, n, first, second, extent = [], 0, 0.0, 0.0, 0.0
+        total, n, extent = [], 0, 0.0
+        first = second = torch.zeros(len(self.mean), dtype=torch.float64, device=self.mean.device)
         for batch in batches:
             x = batch["features"].double()
             n, first, second = n + len(x), first + x.sum(0), second + x.square().sum(0)
@@ -142,7 +145,9 @@ class LinearPath(nn.Module):
         columns = self._column_scale(scale)
         for f in range(N_FOLDS + 1):
             held_out = f < N_FOLDS and f in used and len(used) > 1
-            fit = (everything.minus(folds[f]) if held_out else everything).ridges(columns, sorted({best["depth"][2], best["composition"][2]}))
+            fit = (everything.minus(folds[f]) if held_out else everything).ridges(
+                columns, sorted({best["depth"][2], best["composition"][2]})
+            )
             for part, name in ((slice(0, 1), "depth"), (slice(1, None), "composition")):
                 weight, offset = fit[best[name][2]]
                 self.weight[f][:, part] = weight[:, part].to(self.weight.dtype)
@@ -161,7 +166,7 @@ class _Moments:
         self.n = 0
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        parts = (x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
+        parts: tuple[Tensor, ...] = (x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
         if self.n:
             parts = tuple(a + b for a, b in zip(self._parts(), parts, strict=True))
         self.n += len(x)
@@ -186,7 +191,9 @@ class _Moments:
         return self._of(self.n - other.n, (a - b for a, b in zip(self._parts(), other._parts(), strict=True)))
 
     def rotated(self, basis: Tensor) -> _Moments:
-        return self._of(self.n, (self.sum_x @ basis, self.sum_y, basis.T @ self.xx @ basis, basis.T @ self.xy, self.yy))
+        return self._of(
+            self.n, (self.sum_x @ basis, self.sum_y, basis.T @ self.xx @ basis, basis.T @ self.xy, self.yy)
+        )
 
     def covariance(self) -> tuple[Tensor, Tensor]:
         """Centred sums of squares: inputs with inputs, inputs with targets."""
@@ -210,5 +217,9 @@ class _Moments:
 
     def squared_error(self, weight: Tensor, offset: Tensor) -> Tensor:
         """Σ (y − x w − b)² of each target."""
-        fitted = (weight * (self.xx @ weight)).sum(0) + 2 * (self.sum_x @ weight) * offset + self.n * offset.square()
+        fitted = (
+            (weight * (self.xx @ weight)).sum(0)
+            + 2 * (self.sum_x @ weight) * offset
+            + self.n * offset.square()
+        )
         return self.yy - 2 * ((weight * self.xy).sum(0) + offset * self.sum_y) + fitted

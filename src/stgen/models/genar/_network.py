@@ -17,7 +17,7 @@ B batch, F histology features, k neighbours, G genes, K scales, d_k groups, T = 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,10 +35,12 @@ from ...nn._counts import (
 from ...nn._grouped import Cache, GroupedDecoder
 from ...nn._network import Batch, Loss, Network
 from ...nn._noise import keyed_uniform
-from ._hierarchy import METHODS, check_groups, check_scales, default_scales, gene_hierarchy, parents
+from ._hierarchy import METHODS, SCALE_SHARES, check_scales, default_scales, gene_hierarchy, parents
 from ._linear import N_FOLDS, LinearPath, normalized
 
 N_BUMPS = 8
+PREPARE_ROWS = 20_000
+"""Training spots, evenly spread, from which groups and resolutions are found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class GenARConfig:
     """Share of histology features hidden from the condition encoder in training."""
     scales: tuple[int, ...] | None = None
     """Numbers of gene groups, coarse to fine, ending with the number of genes. By default panel, about one group per ten genes, genes."""
+    n_scales: int = 3
+    """Number of scales where ``scales`` does not say them: 3, or 6 as published."""
     hierarchy: str = "ward"
     """How genes are grouped: ``"ward"`` (balanced subtrees of depth-normalised profiles) or ``"kmeans"`` (as published)."""
     gene_modulation: bool = True
@@ -86,25 +90,35 @@ class GenARConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no network could be built from."""
+        _among("n_scales", self.n_scales, tuple(SCALE_SHARES))
         _among("hierarchy", self.hierarchy, METHODS)
         _among("final_label", self.final_label, ("gaussian", "onehot"))
         _among("head", self.head, ("negative_binomial", "categorical"))
         if self.width % self.n_heads:
             raise ValueError(f"`width` must be a multiple of `n_heads`; got {self.width} and {self.n_heads}.")
         if self.max_tokens < 3 or (self.n_tokens is not None and self.n_tokens < 3):
-            raise ValueError(f"The vocabulary needs at least 3 tokens; got {self.n_tokens or self.max_tokens}.")
+            raise ValueError(
+                f"The vocabulary needs at least 3 tokens; got {self.n_tokens or self.max_tokens}."
+            )
         for name in ("dropout", "drop_path", "feature_dropout", "blind_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1); got {getattr(self, name)}.")
 
 
-def _among(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _among(name: str, value: object, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
 class GenARNetwork(Network):
     """Condition encoder, grouped decoder, count head."""
+
+    pool: Tensor
+    """(G, T): averages the genes of each token's group."""
+    group_size: Tensor
+    parent: Tensor
+    token_scale: Tensor
+    resolution: Tensor
 
     def __init__(
         self,
@@ -117,29 +131,32 @@ class GenARNetwork(Network):
     ) -> None:
         super().__init__()
         self.config, self.n_features, self.n_genes = config, n_features, n_genes
-        scales = check_scales(config.scales or default_scales(n_genes), n_genes)
-        placeholder = [[g * d // n_genes for g in range(n_genes)] for d in scales]
-        self._set_groups(groups or placeholder)
+        self.sized = groups is not None
+        asked = check_scales(config.scales or default_scales(n_genes, config.n_scales), n_genes)
+        self._set_groups(groups or [[g * d // n_genes for g in range(n_genes)] for d in asked])
+        n_tokens, n_scales = self.starts[-1], len(self.scales)
         n_inputs = n_features * (2 if config.n_neighbors else 1)
         self.linear = LinearPath(n_inputs, n_genes, use_place=config.use_place)
         D = config.width
         self.condition = ConditionEncoder(n_inputs, self.linear.n_waves, config)
         self.identity = nn.Parameter(0.02 * torch.randn(n_genes, D))
-        self.scale_embedding = nn.Parameter(0.02 * torch.randn(len(scales), D))
+        self.scale_embedding = nn.Parameter(0.02 * torch.randn(n_scales, D))
         self.value = ValueEmbedding(D)
         self.parent_transform = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
         drop = torch.linspace(0, config.drop_path, config.n_layers).tolist()
         self.decoder = GroupedDecoder(
-            AdaptiveBlock(D, config.n_heads, D, ffn_ratio=config.ffn_ratio, dropout=config.dropout, drop_path=rate)
+            AdaptiveBlock(
+                D, config.n_heads, D, ffn_ratio=config.ffn_ratio, dropout=config.dropout, drop_path=rate
+            )
             for rate in drop
         )
-        self._set_vocabulary(vocabulary or [config.n_tokens or config.max_tokens] * sum(scales))
+        self._set_vocabulary(vocabulary or [config.n_tokens or config.max_tokens] * n_tokens)
         self.head = CountHead(config, self.n_tokens)
-        self.register_buffer("resolution", torch.ones(sum(scales)))
-        self.log_dispersion = nn.Parameter(torch.full((sum(scales),), math.log(10.0)))
-        self.log_surprise = nn.Parameter(torch.full((sum(scales),), math.log(10.0)))
-        self.log_temperature = nn.Parameter(torch.zeros(sum(scales)))
-        self.log_bias = nn.Parameter(torch.zeros(sum(scales)))
+        self.register_buffer("resolution", torch.ones(n_tokens))
+        self.log_dispersion = nn.Parameter(torch.full((n_tokens,), math.log(10.0)))
+        self.log_surprise = nn.Parameter(torch.full((n_tokens,), math.log(10.0)))
+        self.log_temperature = nn.Parameter(torch.zeros(n_tokens))
+        self.log_bias = nn.Parameter(torch.zeros(n_tokens))
 
     # -- what the data decide ---------------------------------------------------------------------------------
 
@@ -165,38 +182,42 @@ class GenARNetwork(Network):
         self.vocabulary = [int(v) for v in vocabulary]
         self.n_tokens = max(self.vocabulary)
         size = torch.tensor(self.vocabulary)
-        self.register_buffer("token_limit", size, persistent=False)
         self.buckets: list[list[tuple[list[int], int]]] = []
         for k in range(len(self.scales)):
             own = size[self.starts[k] : self.starts[k + 1]]
             rounded = (2 ** torch.ceil(torch.log2(own.float()))).long().clamp(max=self.n_tokens)
             self.buckets.append(
-                [(torch.nonzero(rounded == v).flatten().tolist(), int(own[rounded == v].max())) for v in rounded.unique()]
+                [
+                    (torch.nonzero(rounded == v).flatten().tolist(), int(own[rounded == v].max()))
+                    for v in rounded.unique()
+                ]
             )
 
     def sizes(self) -> dict[str, Any]:
         """Gene groups and vocabulary, which fix the shapes of what is saved."""
-        return {"groups": self.groups, "vocabulary": self.vocabulary}
+        return {"groups": self.groups, "vocabulary": self.vocabulary} if self.sized else {}
 
     @torch.no_grad()
-    def prepare(self, batches: Iterable[Batch], *, groups: Any = None, seed: int = 0) -> None:
+    def prepare(self, batches: Iterable[Batch], *, seed: int = 0) -> None:
         """Linear path, gene groups, resolutions, vocabulary and first dispersions, from training rows only."""
-        self.linear.fit([self._linear_inputs(batch) for batch in batches])
+        self.linear.fit(_Each(self._linear_inputs, batches))
         counts = torch.cat([batch["counts"] for batch in batches])
-        scales = check_scales(self.config.scales or default_scales(self.n_genes), self.n_genes)
-        if groups is None:
+        counts = counts[:: max(1, len(counts) // PREPARE_ROWS)]
+        device = self.identity.device
+        if not self.sized:
             raw = self.config.hierarchy == "kmeans"
             profiles = counts if raw else normalized(counts, self.linear.target_total)
-            groups = gene_hierarchy(profiles.cpu().numpy(), scales, method=self.config.hierarchy, seed=seed)
-        device = self.identity.device
-        self._set_groups(check_groups(groups, self.n_genes).tolist())
-        if len(self.resolution) != self.starts[-1]:
-            self._resize_tokens()
-        means = counts.to(device) @ self.pool.to(device)
+            groups = gene_hierarchy(
+                profiles.cpu().numpy(), self.scales, method=self.config.hierarchy, seed=seed
+            )
+            self._set_groups(groups.tolist())
+            self.sized = True
+            self.to(device)
+        means = counts.to(device) @ self.pool
         # A token is the group's summed count where that fits the vocabulary, else as fine as fits.
-        top = torch.quantile(means[torch.randperm(len(means), generator=torch.Generator().manual_seed(seed))[:20_000]], 0.99, dim=0)
+        top = torch.quantile(means, 0.99, dim=0)
         finest = (self.config.n_tokens or self.config.max_tokens) / (1.5 * top.clamp(min=1e-6))
-        resolution = torch.minimum(self.group_size.to(device), finest)
+        resolution = torch.minimum(self.group_size, finest)
         resolution[self.starts[-2] :] = 1.0
         self.resolution.copy_(resolution)
         if self.config.n_tokens is None and self.config.head == "negative_binomial":
@@ -204,27 +225,21 @@ class GenARNetwork(Network):
             limit = (2 * largest + 16).ceil().long().clamp(max=self.config.max_tokens)
             self._set_vocabulary(limit.tolist())
             self.head.set_vocabulary(self.n_tokens)
-        self.to(device)
+            self.to(device)
         self._first_dispersions(batches)
-
-    def _resize_tokens(self) -> None:
-        n = self.starts[-1]
-        device = self.identity.device
-        self.resolution = torch.ones(n, device=device)
-        for name in ("log_dispersion", "log_surprise", "log_temperature", "log_bias"):
-            start = math.log(10.0) if name in ("log_dispersion", "log_surprise") else 0.0
-            setattr(self, name, nn.Parameter(torch.full((n,), start, device=device)))
-        self.scale_embedding = nn.Parameter(0.02 * torch.randn(len(self.scales), self.config.width, device=device))
 
     def _first_dispersions(self, batches: Iterable[Batch]) -> None:
         """Moment estimates, so that training starts from a calibrated negative binomial."""
-        square = excess = ratio_top = ratio_bottom = 0.0
+        square = excess = ratio_top = ratio_bottom = torch.zeros_like(self.resolution)
         for batch in batches:
             token, expected = self._tokens(batch), self._expected(batch).exp()
             ratio_top, ratio_bottom = ratio_top + token.sum(0), ratio_bottom + expected.sum(0)
-            square, excess = square + expected.square().sum(0), excess + ((token - expected).square() - expected).sum(0)
-        self.log_bias.copy_(((ratio_top + 1) / (ratio_bottom + 1)).log().clamp(-2, 2))  # type: ignore[operator]
-        theta = (square / excess.clamp(min=1e-6)).clamp(0.3, 300.0)  # type: ignore[attr-defined]
+            square, excess = (
+                square + expected.square().sum(0),
+                excess + ((token - expected).square() - expected).sum(0),
+            )
+        self.log_bias.copy_(((ratio_top + 1) / (ratio_bottom + 1)).log().clamp(-2, 2))
+        theta = (square / excess.clamp(min=1e-6)).clamp(0.3, 300.0)
         self.log_dispersion.copy_(theta.log())
         self.log_surprise.copy_(theta.log())
 
@@ -236,7 +251,12 @@ class GenARNetwork(Network):
         return torch.cat([batch["histology"], batch["neighbours"].mean(1)], dim=-1)
 
     def _linear_inputs(self, batch: Batch) -> Batch:
-        return {"features": self._features(batch), "xy": batch["xy"], "counts": batch["counts"], "fold": self._fold(batch)}
+        return {
+            "features": self._features(batch),
+            "xy": batch["xy"],
+            "counts": batch["counts"],
+            "fold": self._fold(batch),
+        }
 
     def _fold(self, batch: Batch) -> Tensor:
         return batch["unit"] % N_FOLDS
@@ -292,15 +312,20 @@ class GenARNetwork(Network):
             return token.long()[..., None], torch.ones_like(token)[..., None]
         return gaussian_label(token, size, slope=self.config.label_slope, width=self.config.label_width)
 
-    def training_logits(self, batch: Batch, *, generator: torch.Generator | None = None) -> list[list[Tensor]]:
+    def training_logits(
+        self, batch: Batch, *, generator: torch.Generator | None = None
+    ) -> list[list[Tensor]]:
         """Logits of every token, by scale and bucket, from one pass with the true coarser tokens as context."""
         expected = self._expected(batch, held_out=self.training)
         token = self._tokens(batch).round()
         if self.training and self.config.blind_share:
-            blind = torch.rand(len(token), 1, generator=generator, device=token.device) < self.config.blind_share
+            blind = (
+                torch.rand(len(token), 1, generator=generator, device=token.device) < self.config.blind_share
+            )
             token = torch.where(blind, (expected + self.log_bias.detach()).exp(), token)
         condition, prefix = self.condition(self.linear, self._features(batch), batch["xy"], generator)
-        context, query, scale_tokens = [], [], []
+        context: list[Tensor] = []
+        query, scale_tokens = [], []
         for k in range(len(self.scales)):
             part = slice(self.starts[k], self.starts[k + 1])
             query.append(self._query(context[-1] if k else None, expected[:, part], k))
@@ -330,7 +355,7 @@ class GenARNetwork(Network):
         return expected[:, part] + self.log_bias[part] + inherited + answer[..., 0]
 
     def _surprise(self, surprise: Tensor, token: Tensor, log_mean: Tensor, k: int) -> Tensor:
-        """log of how much more than expected a finished group holds, shrunk as in a gamma–Poisson posterior.
+        """Log of how much more than expected a finished group holds, shrunk as in a gamma–Poisson posterior.
 
         Children of the group inherit it: if a group turned out twice as large as expected, so will its genes.
         """
@@ -382,7 +407,6 @@ class GenARNetwork(Network):
 
     def _path(self, cache: Cache, expected: Tensor, condition: Tensor, level: Tensor | None) -> Prediction:
         context, surprise = None, expected.new_zeros(len(expected), 1)
-        panel_total = expected.new_zeros(len(expected))
         for k in range(len(self.scales)):
             part = slice(self.starts[k], self.starts[k + 1])
             query = self._query(context, expected[:, part], k)
@@ -391,10 +415,8 @@ class GenARNetwork(Network):
             log_mean = self._log_mean(expected, answer, surprise, k)
             probability = [logits.softmax(-1) for logits in self._logits(answer, log_mean, k)]
             if k == len(self.scales) - 1:
-                return Prediction(probability, self.buckets[k], panel_total if k else None)
+                return Prediction(probability, self.buckets[k])
             token = self._chosen(probability, k, None if level is None else level[:, part])
-            if k == 0:
-                panel_total = ((token / self.resolution[part]) * self.group_size[part]).sum(-1)
             surprise = self._surprise(surprise, token, log_mean, k)
             context = self._context(token, expected[:, part], k)
             if k < len(self.scales) - 1:
@@ -412,6 +434,16 @@ class GenARNetwork(Network):
         return token
 
 
+class _Each:
+    """Batches seen through a function, as often as wanted, one in memory at a time."""
+
+    def __init__(self, change: Callable[[Batch], Batch], batches: Iterable[Batch]) -> None:
+        self.change, self.batches = change, batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.change, self.batches)
+
+
 def _stride(n: int) -> int:
     """A step that visits every residue of n, so that a token's stratum differs from path to path."""
     return next(s for s in range(max(1, n // 2), 0, -1) if math.gcd(s, n) == 1)
@@ -423,8 +455,7 @@ class Prediction:
 
     probability: list[Tensor]
     buckets: list[tuple[list[int], int]]
-    panel_total: Tensor | None
-    """(B,): the total count the path gave the panel; None where the only scale is the genes."""
+    """Which genes (columns) a bucket holds, and its vocabulary size."""
 
 
 class ConditionEncoder(nn.Module):
@@ -435,7 +466,11 @@ class ConditionEncoder(nn.Module):
         D = config.width
         self.hidden = config.feature_dropout
         self.histology = nn.Sequential(
-            nn.Linear(n_inputs, 2 * D), nn.GELU(), nn.Dropout(config.dropout), nn.Linear(2 * D, D), nn.LayerNorm(D)
+            nn.Linear(n_inputs, 2 * D),
+            nn.GELU(),
+            nn.Dropout(config.dropout),
+            nn.Linear(2 * D, D),
+            nn.LayerNorm(D),
         )
         self.place = nn.Sequential(nn.Linear(n_waves, D), nn.LayerNorm(D)) if n_waves else None
         self.join = nn.Sequential(nn.Linear(D * (2 if n_waves else 1), D), nn.LayerNorm(D))
@@ -464,11 +499,15 @@ class ValueEmbedding(nn.Module):
     def forward(self, token: Tensor, log_expected: Tensor, resolution: Tensor) -> Tensor:
         expected = log_expected.clamp(max=12.0).exp()
         surprise = ((token + 1) / (expected + 1)).log()
-        return self.embed(torch.stack([torch.log1p(token / resolution) / 3, torch.log1p(expected) / 3, surprise], dim=-1))
+        return self.embed(
+            torch.stack([torch.log1p(token / resolution) / 3, torch.log1p(expected) / 3, surprise], dim=-1)
+        )
 
 
 class CountHead(nn.Module):
     """Adaptive norm, modulation by the token's identity (the identity map at the start), one linear map for all scales."""
+
+    bumps: Tensor
 
     def __init__(self, config: GenARConfig, n_tokens: int) -> None:
         super().__init__()
