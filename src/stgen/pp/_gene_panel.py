@@ -89,7 +89,7 @@ def gene_panel(
     --------
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue()
-    >>> stg.pp.split(adata, by="section", test=["section_0"], validation=0)
+    >>> stg.pp.split(adata, by="section", test=["s1"], validation=0)
     >>> stg.pp.gene_panel(adata, n_genes=20)
     >>> int(adata.var["gene_panel"].sum())
     20

@@ -90,7 +90,7 @@ def split(
     --------
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue()
-    >>> stg.pp.split(adata, by="section", test=["section_0"], validation=0)
+    >>> stg.pp.split(adata, by="section", test=["s1"], validation=0)
     >>> stg.pp.split(adata, by="block", validation=0.15, test=0, block_um=400, within="train")
     """
     check_adata(adata, copy=copy)
