@@ -195,6 +195,6 @@ def _ordered(group: Tensor) -> bool:
 
 def _runs(group: Tensor) -> list[Run]:
     values, counts = torch.unique_consecutive(group, return_counts=True)
-    stops = torch.cumsum(counts, 0).tolist()
-    starts = [0, *stops[:-1]]
-    return [Run(g, a, b) for g, a, b in zip(values.tolist(), starts, stops, strict=True)]
+    stops = torch.cumsum(counts, 0)
+    starts = stops - counts
+    return [Run(g, a, b) for g, a, b in zip(values.tolist(), starts.tolist(), stops.tolist(), strict=True)]

@@ -29,5 +29,7 @@ def _mix(x: Tensor) -> Tensor:
 def keyed_uniform(key: Tensor, n: int, *, seed: int = 0) -> Tensor:
     """Uniform numbers in (0, 1), one row of ``n`` for each key (B,): (B, n), float32."""
     position = torch.arange(1, n + 1, device=key.device)
-    bits = _mix(_mix(key + seed * _MIX_2)[:, None] + position * _GAMMA)
-    return (_shift_right(bits, 40).to(torch.float32) + 0.5) * 2.0**-24
+    start = (seed * _MIX_2 + 2**63) % 2**64 - 2**63  # wrapped as int64 would
+    bits = _mix(_mix(key + start)[:, None] + position * _GAMMA)
+    # 23 bits and a half fill float32's 24 exactly; one more would round the largest number up to 1
+    return (_shift_right(bits, 41).to(torch.float32) + 0.5) * 2.0**-23
