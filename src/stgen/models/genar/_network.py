@@ -80,7 +80,9 @@ class GenARConfig:
     n_tokens: int | None = None
     """Vocabulary size V. By default three times the largest training token, at most ``max_tokens``."""
     max_tokens: int = 2001
-    """Upper limit of V; coarse scales are resolved as finely as it allows."""
+    """Upper limit of V at the last scale, where a token is a gene's count."""
+    coarse_tokens: int = 512
+    """Upper limit of V at coarse scales, which are resolved as finely as it allows."""
     use_place: bool = True
     """Condition on the spot's place in its section."""
     n_neighbors: int = 6
@@ -96,9 +98,9 @@ class GenARConfig:
         _among("head", self.head, ("negative_binomial", "categorical"))
         if self.width % self.n_heads:
             raise ValueError(f"`width` must be a multiple of `n_heads`; got {self.width} and {self.n_heads}.")
-        if self.max_tokens < 3 or (self.n_tokens is not None and self.n_tokens < 3):
+        if min(self.max_tokens, self.coarse_tokens) < 3 or (self.n_tokens is not None and self.n_tokens < 3):
             raise ValueError(
-                f"The vocabulary needs at least 3 tokens; got {self.n_tokens or self.max_tokens}."
+                f"The vocabulary needs at least 3 tokens; got {self.n_tokens or min(self.max_tokens, self.coarse_tokens)}."
             )
         for name in ("dropout", "drop_path", "feature_dropout", "blind_share"):
             if not 0 <= getattr(self, name) < 1:
@@ -216,13 +218,14 @@ class GenARNetwork(Network):
         means = counts.to(device) @ self.pool
         # A token is the group's summed count where that fits the vocabulary, else as fine as fits.
         top = torch.quantile(means, 0.99, dim=0)
-        finest = (self.config.n_tokens or self.config.max_tokens) / (1.5 * top.clamp(min=1e-6))
+        finest = (self.config.n_tokens or self.config.coarse_tokens) / (1.5 * top.clamp(min=1e-6))
         resolution = torch.minimum(self.group_size, finest)
         resolution[self.starts[-2] :] = 1.0
         self.resolution.copy_(resolution)
         if self.config.n_tokens is None and self.config.head == "negative_binomial":
             largest = (means * resolution).amax(0)
             limit = (2 * largest + 16).ceil().long().clamp(max=self.config.max_tokens)
+            limit[: self.starts[-2]].clamp_(max=self.config.coarse_tokens)
             self._set_vocabulary(limit.tolist())
             self.head.set_vocabulary(self.n_tokens)
             self.to(device)
