@@ -72,6 +72,8 @@ def read_bundle(directory: Path, stem: str) -> tuple[dict[str, Tensor], dict[str
     """Tensors and facts of a bundle, checked."""
     facts = read_facts(directory, stem)
     path = directory / facts["tensors"]
+    if path.parent != directory:
+        raise ValueError(f"{directory / stem}.json names a file outside its folder, {facts['tensors']!r}.")
     if not path.is_file():
         raise FileNotFoundError(f"{directory} holds {stem}.json but not {path.name}; copy the whole folder.")
     if _digest(path) != facts["sha256"]:

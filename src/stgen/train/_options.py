@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 
 PRECISIONS = ("32", "bf16")
 
@@ -40,12 +41,12 @@ class TrainingOptions:
     def __post_init__(self) -> None:
         for name in ("batch_size", "patience", "n_steps"):
             _check(
-                isinstance(getattr(self, name), int) and getattr(self, name) >= 1,
+                isinstance(getattr(self, name), Integral) and getattr(self, name) >= 1,
                 name,
                 "an integer ≥ 1",
                 self,
             )
-        whole = self.max_epochs is None or (isinstance(self.max_epochs, int) and self.max_epochs >= 1)
+        whole = self.max_epochs is None or (isinstance(self.max_epochs, Integral) and self.max_epochs >= 1)
         _check(whole, "max_epochs", "an integer ≥ 1 or None", self)
         _check(self.lr > 0, "lr", "positive", self)
         for name in ("weight_decay", "gradient_clip"):

@@ -154,9 +154,12 @@ class TrainingPlan(lightning.LightningModule):
             and getattr(self._table, "nbytes", TABLE_BYTES_ON_DEVICE + 1) <= TABLE_BYTES_ON_DEVICE
         ):
             self._table = self._table.to(self.device)  # type: ignore[attr-defined]
-        if self.options.ema_decay and not self.state.average:
-            self.state.average = {name: p.detach().clone() for name, p in self.network.named_parameters()}
-        self.state.average = {name: tensor.to(self.device) for name, tensor in self.state.average.items()}
+        if self.options.ema_decay:
+            # in the order of the parameters, whatever order a file had
+            self.state.average = {
+                name: self.state.average.get(name, parameter.detach()).to(self.device).clone()
+                for name, parameter in self.network.named_parameters()
+            }
 
     def on_train_epoch_start(self) -> None:
         """Noise of an epoch depends on the seed and its number only, so that a resumed run repeats it."""
