@@ -27,7 +27,7 @@ from ._coordinates import (
 )
 from ._editing import check_adata, editable
 from ._editing import coordinates as read_coordinates
-from ._tile_reader import ArrayTiles, ImageTiles, StoredTiles, TileReader, stack
+from ._tile_reader import ArrayTiles, ImageTiles, StoredTiles, TileReader, check_pixel_size, stack
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -246,6 +246,8 @@ def open_image_tiles(
         sizes = by_pitch
     else:
         sizes = _pixel_sizes_from_uns(adata, names, per_unit, record if in_um else None, in_um, spatial_key)
+    for name, size in sizes.items():
+        check_pixel_size(size, name)
     size_of_spot = np.array([sizes[name] for name in section])[:, None]
     _check_pitch(xy if in_um else scaled * size_of_spot, section)
     return ImageTiles(

@@ -71,7 +71,6 @@ class ImageTiles:
             raise ValueError(f"`tile_px` must be a whole number of pixels, at least 1; got {self.tile_px!r}.")
         self.outside = np.zeros(len(self.centre), dtype=np.float32)
         for name in np.unique(self.section):
-            check_pixel_size(self.um_per_px[name], name)
             here = self.section == name
             # opened again when its tiles are cut: only one image is ever held
             image = open_image(self.images[name], f"image{_of(name)}")
