@@ -649,13 +649,14 @@ def check_patients(adata: AnnData, patient: PatientField, split: SplitField) -> 
         return
     who = adata.obs[patient.key].astype(str).to_numpy()
     train, validation, test = split.rows(adata)
-    for name, rows in ((_keys.VALIDATION, validation), (_keys.TEST, test)):
-        both = sorted(set(who[train]) & set(who[rows]))
-        if both:
-            warn(
-                f"Patient {some(both)} is in both {_keys.TRAIN!r} and {name!r} of obs[{split.key!r}]: scores will be of "
-                "known patients. Split by patient (`stg.pp.split`) to score new ones.",
-            )
+    sides = {_keys.VALIDATION: set(who[validation]), _keys.TEST: set(who[test])}
+    both = set(who[train]) & set().union(*sides.values())
+    if both:
+        where = ", ".join(repr(name) for name, patients in sides.items() if patients & both)
+        warn(
+            f"Patient {some(sorted(both))} is in both {_keys.TRAIN!r} and {where} of obs[{split.key!r}]: scores will be of "
+            "known patients. Split by patient (`stg.pp.split`) to score new ones."
+        )
 
 
 def warn(message: str) -> None:
