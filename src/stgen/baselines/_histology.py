@@ -45,6 +45,7 @@ class DepthOracle(HistologyBaseline):
 
     name = "depth oracle"
     kind = "oracle"
+    has_units = False
 
     def _fit(self, rows: Rows, y: Floats) -> None:
         self.n_genes_ = y.shape[1]

@@ -1,1 +1,8 @@
+"""One function per task: AnnData in, results written into it.
 
+Functions run models from :mod:`stgen.models` or score what they wrote; parameters are recorded in ``uns``.
+"""
+
+from ._evaluate import evaluate
+
+__all__ = ["evaluate"]
