@@ -332,7 +332,7 @@ def check_model(
     BrokenPromiseError
         If a promise is broken. The message names each one and what was found.
     """
-    example = Model.example() if example is None else example  # type: ignore[attr-defined]
+    example = Model.example() if example is None else example
     if adata is not None:
         example = dataclasses.replace(example, adata=adata)
     wanted = list(CHECKS) if only is None else list(only)

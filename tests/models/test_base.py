@@ -241,6 +241,25 @@ def test_without_a_split_one_line_says_what_happens(linear, tissue, caplog):
     assert "validation_loss" not in model.history
 
 
+def test_a_training_that_fails_leaves_the_model_unfitted(linear, tissue, monkeypatch):
+    model = set_up(linear, tissue)
+    model.train(1, progress_bar=False)
+    monkeypatch.setattr(model.module, "loss", lambda batch, generator=None: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.train(1, progress_bar=False)
+    with pytest.raises(RuntimeError, match="not fitted"):
+        model.predict()
+
+
+def test_a_model_without_an_example_says_so():
+    from stgen.models import STModel
+
+    with pytest.raises(
+        NotImplementedError, match=r"STModel brings no example; see `stgen\.testing\.Example`"
+    ):
+        STModel.example()
+
+
 def test_early_stopping_without_validation_rows_is_refused(linear, tissue):
     tissue.obs[_keys.SPLIT] = _keys.TRAIN
     model = set_up(linear, tissue, patient_key=None)

@@ -10,19 +10,18 @@ Facts are JSON-able, because a saved model keeps them as json. Errors say what w
 
 from __future__ import annotations
 
-import re
-import sys
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
-from scipy.spatial import cKDTree
 
 from stgen import _keys
+
+from ._names import align_genes, check_unique, some, warn
+from ._places import check_one_section, check_scale
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,6 +30,8 @@ Facts = dict[str, Any]
 
 N_ROWS_AT_ONCE = 4096
 """Rows that are read at once from a file or looked at in one check."""
+N_VALUES_AT_ONCE = 2**24
+"""Values that are looked at in one check."""
 
 
 # ---------------------------------------------------------------------------------------------------------- counts
@@ -52,7 +53,9 @@ def check_counts(X: Any, name: str = "X") -> None:
             continue
         if values.dtype.kind not in "if":
             raise ValueError(f"{name} must hold counts; its dtype is {values.dtype}.")
-        _check_count_values(values, name)
+        flat = values.ravel(order="K")  # a view wherever memory is in one piece
+        for start in range(0, flat.size, N_VALUES_AT_ONCE):
+            _check_count_values(flat[start : start + N_VALUES_AT_ONCE], name)
 
 
 def _check_count_values(values: np.ndarray, name: str) -> None:
@@ -97,83 +100,6 @@ def read_counts(X: Any, genes: np.ndarray | None = None) -> sparse.csr_matrix | 
         rows = sparse.csr_matrix(block)
         blocks.append((rows if genes is None else rows[:, genes]).astype(np.float32))
     return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
-
-
-# ----------------------------------------------------------------------------------------------------------- names
-
-
-def check_unique(names: pd.Index, what: str, remedy: str) -> None:
-    """Raise if names repeat, with examples."""
-    if names.is_unique:
-        return
-    repeated = names[names.duplicated()].unique()
-    raise ValueError(f"{what} must be unique; {len(repeated)} repeat: {some(repeated)}. {remedy}")
-
-
-def some(names: Iterable[Any], n: int = 3) -> str:
-    """The first few names, for a message."""
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:n]) + (", …" if len(listed) > n else "")
-
-
-_ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
-
-
-def looks_like_ensembl(names: Sequence[str] | pd.Index) -> bool:
-    """Whether most names are Ensembl gene identifiers."""
-    sample = [str(name) for name in names[:200]]
-    return bool(sample) and sum(bool(_ENSEMBL.match(name)) for name in sample) > len(sample) / 2
-
-
-def align_genes(
-    expected: Sequence[str] | pd.Index, found: Sequence[str] | pd.Index, *, var: pd.DataFrame | None = None
-) -> np.ndarray:
-    """Where each expected gene is among the found ones, by name. The only place where genes are matched.
-
-    Parameters
-    ----------
-    expected
-        Genes that a model knows, in its order.
-    found
-        Genes of the data, in any order; there may be more of them.
-    var
-        ``adata.var`` of the data, searched for a column that would match, to name it in the message.
-
-    Returns
-    -------
-    Integer positions such that ``found[positions] == expected``.
-    """
-    expected, found = pd.Index(expected).astype(str), pd.Index(found).astype(str)
-    check_unique(found, "Gene names", "Run `adata.var_names_make_unique()` or drop the copies.")
-    positions = found.get_indexer(expected)
-    missing = expected[positions < 0]
-    if len(missing):
-        raise ValueError(
-            f"{len(expected)} genes are expected and {len(missing)} of them are not in this AnnData, "
-            f"such as {some(missing)}; it has {len(found)} genes, such as {some(found)}. "
-            + _naming_hint(expected, found, var)
-        )
-    return positions.astype(np.int64)
-
-
-def _naming_hint(expected: pd.Index, found: pd.Index, var: pd.DataFrame | None) -> str:
-    """What most likely went wrong when names do not match."""
-    n_here = int(expected.isin(found).sum())
-    var = pd.DataFrame() if var is None else var
-    for column in var.columns:
-        n_there = int(expected.isin(pd.Index(var[column]).astype(str)).sum())
-        if n_there > max(n_here, len(expected) / 2):
-            return f"`var[{column!r}]` has {n_there} of them: use it as `var_names`."
-    if looks_like_ensembl(expected) != looks_like_ensembl(found):
-        kinds = ("Ensembl identifiers", "symbols")
-        learned, given = kinds if looks_like_ensembl(expected) else kinds[::-1]
-        return f"The model learned {learned}, these look like {given}: rename `var_names`."
-    if expected.str.upper().isin(found.str.upper()).sum() > n_here:
-        return "Some match when upper and lower case are ignored: is it the same species, written in the same way?"
-    bare = expected.str.replace(r"\.\d+$", "", regex=True)
-    if bare.isin(found.str.replace(r"\.\d+$", "", regex=True)).sum() > n_here:
-        return "Some match without the version suffix (`.1`): strip it on both sides."
-    return "Use an AnnData that has all of them, or fit a model on the genes both have."
 
 
 # ---------------------------------------------------------------------------------------------------------- fields
@@ -346,7 +272,7 @@ class HistologyField(Field):
                 "Embed the tiles first: `stg.pp.embed_histology`."
             )
         array = np.ascontiguousarray(array, dtype=np.float32)
-        finite = np.isfinite(array).all(axis=1)
+        finite = finite_rows(array)
         if not finite.all():
             raise ValueError(
                 f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} spots have NaN or infinite "
@@ -385,6 +311,13 @@ class HistologyField(Field):
                 f"The model was fitted on tiles of {facts['tile_um']:g} µm; these are {found['tile_um']:g} µm wide. "
                 "Cut tiles of the same size: `stg.pp.histology_tiles`."
             )
+
+
+def finite_rows(array: np.ndarray) -> np.ndarray:
+    """Which rows are finite, without a mask of the size of the array."""
+    starts = range(0, len(array), N_ROWS_AT_ONCE)
+    blocks = [np.isfinite(array[start : start + N_ROWS_AT_ONCE]).all(axis=1) for start in starts]
+    return np.concatenate(blocks) if blocks else np.empty(0, dtype=bool)
 
 
 def _named(name: str | None) -> str:
@@ -428,7 +361,7 @@ class CoordinatesField(Field):
         xy = _obsm(adata, self.key, remedy="Name yours with `spatial_key=`.").astype(np.float64)
         if xy.ndim != 2 or xy.shape[1] != 2:
             raise ValueError(f"obsm[{self.key!r}] must be spots × 2 (x, y in µm); its shape is {xy.shape}.")
-        finite = np.asarray(np.isfinite(xy).all(axis=1))
+        finite = finite_rows(xy)
         if not finite.all():
             raise ValueError(
                 f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} spots have NaN or infinite "
@@ -464,108 +397,6 @@ class CoordinatesField(Field):
         self.compare(state_registry, adata_target)
         has_column = self.library_key is not None and self.library_key in adata_target.obs
         return {"n_sections": int(adata_target.obs[self.library_key].nunique()) if has_column else 1}
-
-
-def spot_pitch(xy: np.ndarray, section: np.ndarray | None = None) -> float:
-    """Median distance of a spot to its nearest neighbour in the same section; NaN if no section has two spots."""
-    section = np.zeros(len(xy), dtype=np.int64) if section is None else section
-    distances = []
-    for code in np.unique(section):
-        here = xy[section == code]
-        if len(here) > 1:
-            # a few thousand spots are enough for a median
-            asked = here[:: max(1, len(here) // 2000)]
-            distances.append(cKDTree(here).query(asked, k=2)[0][:, 1])
-    return float(np.median(np.concatenate(distances))) if distances else float("nan")
-
-
-def check_scale(xy: np.ndarray, section: np.ndarray | None, uns: Any, key: str = _keys.SPATIAL) -> None:
-    """Raise if coordinates are plainly not µm: an implausible pitch, or a scale in ``uns`` that nobody applied."""
-    remedy = "Convert with `stg.pp.coordinates_in_um`."
-    um_per_unit = uns.get(_keys.UM_PER_UNIT)
-    converted = _converted(uns, key)
-    if um_per_unit is not None and float(um_per_unit) != 1.0 and not converted:
-        raise ValueError(
-            f"obsm[{key!r}] must be in µm; uns[{_keys.UM_PER_UNIT!r}] says one unit is {float(um_per_unit):g} µm, "
-            f"and no conversion is recorded in uns[{_keys.SPATIAL_UM!r}]. {remedy}"
-        )
-    pitch = spot_pitch(xy, section)
-    if np.isnan(pitch):
-        return
-    if pitch == 0:
-        raise ValueError(
-            f"obsm[{key!r}] must be in µm; most spots lie exactly on another spot. "
-            "Overlapping sections need `library_key=`, the column of `obs` that tells them apart."
-        )
-    if not 1 <= pitch <= 1000:
-        raise ValueError(
-            f"obsm[{key!r}] must be in µm; the median distance between neighbouring spots is {pitch:.4g}, outside "
-            f"1–1000 µm, so these look like pixels or another unit. {remedy}"
-        )
-    diameter = _visium_diameter(uns)
-    if diameter and not converted and not 90 < pitch < 110 and 1.5 < pitch / diameter < 2.1:
-        # Visium: pitch 100 µm, spots 55 to 65 µm, so the ratio betrays pixels of the full-resolution image
-        raise ValueError(
-            f"obsm[{key!r}] must be in µm; neighbouring spots are {pitch:.4g} apart where `uns['spatial']` gives spots a "
-            f"diameter of {diameter:.4g} pixels, so these are pixels. {remedy}"
-        )
-
-
-def _converted(uns: Any, key: str) -> bool:
-    """Whether ``uns`` records that this slot was converted to µm."""
-    record = uns.get(_keys.SPATIAL_UM)
-    return hasattr(record, "get") and record.get("key", _keys.SPATIAL) == key
-
-
-def _visium_diameter(uns: Any) -> float | None:
-    """Spot diameter in full-resolution pixels, if ``uns`` describes a Visium slide."""
-    libraries = uns.get(_keys.SPATIAL, {})
-    for library in libraries.values() if hasattr(libraries, "values") else []:
-        factors = library.get("scalefactors", {}) if hasattr(library, "get") else {}
-        if "spot_diameter_fullres" in factors:
-            return float(factors["spot_diameter_fullres"])
-    return None
-
-
-# names that mean a section and little else; `batch` or `slice` may cut one section into parts
-_LIBRARY_COLUMNS = (
-    _keys.LIBRARY,
-    "section_id",
-    "library_id",
-    "library",
-    "sample",
-    "sample_id",
-    "slide",
-    "slide_id",
-)
-
-
-def check_one_section(xy: np.ndarray, obs: pd.DataFrame, key: str = _keys.SPATIAL) -> None:
-    """Raise if spots without a ``library_key`` are plainly several sections lying on each other."""
-    for column in _LIBRARY_COLUMNS:
-        if column in obs and obs[column].nunique() > 1 and _overlap(xy, obs[column]):
-            raise ValueError(
-                f"Without `library_key` all spots are one section, but obs[{column!r}] has {obs[column].nunique()} values "
-                f"whose spots overlap in obsm[{key!r}]. Say `library_key={column!r}`, or move the sections apart."
-            )
-    n_copies = len(xy) - len(np.unique(xy, axis=0))
-    if len(xy) > 1 and n_copies > 0.1 * len(xy):
-        raise ValueError(
-            f"{n_copies} of {len(xy)} spots lie exactly on another spot in obsm[{key!r}]. Overlapping sections need "
-            "`library_key=`, the column of `obs` that tells them apart."
-        )
-
-
-def _overlap(xy: np.ndarray, section: pd.Series) -> bool:
-    """Whether the bounding boxes of two sections share ground."""
-    codes, names = pd.factorize(section)
-    groups = [xy[codes == code] for code in range(len(names))]
-    boxes = [(here.min(axis=0), here.max(axis=0)) for here in groups]
-    for i, (low, high) in enumerate(boxes):
-        for other_low, other_high in boxes[:i]:
-            if (np.minimum(high, other_high) > np.maximum(low, other_low)).all():
-                return True
-    return False
 
 
 @dataclass(frozen=True)
@@ -657,14 +488,6 @@ def check_patients(adata: AnnData, patient: PatientField, split: SplitField) -> 
             f"Patient {some(sorted(both))} is in both {_keys.TRAIN!r} and {where} of obs[{split.key!r}]: scores will be of "
             "known patients. Split by patient (`stg.pp.split`) to score new ones."
         )
-
-
-def warn(message: str) -> None:
-    """Warn at the line of the user's that led here, not at one of ours."""
-    frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("stgen", "scvi"):
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def check_observations(adata: AnnData, *, minimum: int = 1) -> None:

@@ -25,12 +25,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
-import pandas as pd
 import torch
 from scvi.data import AnnDataManager
 from scvi.model._utils import parse_device_args
@@ -58,6 +56,9 @@ from stgen.train._random import global_random_state_kept, seed_from, seed_global
 from stgen.train._runner import fit, prepare
 from stgen.train._state import TrainingState, load_state, save_state
 
+from ._example import Example
+from ._facts import difference, digest_of_rows, history, plain, positions, tuples
+
 if TYPE_CHECKING:
     from anndata import AnnData
 
@@ -65,24 +66,6 @@ logger = logging.getLogger("stgen")
 
 STEM = "model"
 PREDICTION_BATCH = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """A small case on which the contract of a model is checked; see :func:`stgen.testing.check_model`."""
-
-    adata: AnnData
-    """Data with a split whose test section shares no spot with training."""
-    setup: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of ``setup_anndata``."""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of the constructor, chosen small."""
-    train: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of ``train``, chosen short."""
-    verb: str = "predict"
-    """The method that applies the model; it takes an AnnData and gives one row per observation."""
-    ask: Mapping[str, Any] = field(default_factory=dict)
-    """Keywords of the verb."""
 
 
 def spot_fields(
@@ -200,6 +183,11 @@ class STModel(BaseModelClass):
             genes=self.genes if targets else None,
         )
 
+    @classmethod
+    def example(cls) -> Example:
+        """A small case on which :func:`stgen.testing.check_model` can try the model."""
+        raise NotImplementedError(f"{cls.__name__} brings no example; see `stgen.testing.Example`.")
+
     # --------------------------------------------------------------------------------------------------------- register
 
     @classmethod
@@ -269,7 +257,7 @@ class STModel(BaseModelClass):
         """Batches on the model's device, in the order of ``adata`` (or of ``indices``), inputs only unless asked."""
         adata = self._data(adata)
         self._check_inputs(adata)
-        rows = np.arange(adata.n_obs) if indices is None else _positions(indices, adata.n_obs)
+        rows = np.arange(adata.n_obs) if indices is None else positions(indices, adata.n_obs)
         device = self.device
         for batch in Batches(self._table(adata, targets=targets), rows, batch_size or PREDICTION_BATCH):
             yield {name: tensor.to(device) for name, tensor in batch.items()}
@@ -392,6 +380,7 @@ class STModel(BaseModelClass):
                 random_state=options.random_state,
             )
             self._prepared = True
+        self.is_trained_ = False  # until this training ends well
         report = fit(
             self.module,
             table,
@@ -414,7 +403,7 @@ class STModel(BaseModelClass):
             test_rows,
         )
         self._rows_of_history = [*self._rows_of_history, *report.history]
-        self.history_ = _history(self._rows_of_history)
+        self.history_ = history(self._rows_of_history)
         self._card = self._describe(adata, train_rows, options, report.n_epochs, report.best_epoch)
 
     @property
@@ -438,7 +427,8 @@ class STModel(BaseModelClass):
                 "`setup_anndata(split_key=…)`."
             )
         logger.warning(
-            "%s, so training runs a fixed number of epochs without early stopping.", reason.capitalize()
+            "%s, so training runs a fixed number of epochs without early stopping.",
+            reason[0].upper() + reason[1:],
         )
 
     def _describe(
@@ -481,7 +471,7 @@ class STModel(BaseModelClass):
         def keep(plan: TrainingPlan) -> None:
             if plan.state.epoch % every and plan.state.epoch != plan.n_epochs:
                 return
-            facts = {**self._identity(), "sizes": self.module.sizes(), "rows": _digest_of_rows(*rows)}
+            facts = {**self._identity(), "sizes": self.module.sizes(), "rows": digest_of_rows(*rows)}
             weights = dict(self.module.state_dict())
             save_state(Path(directory), plan.state, weights, plan.optimizer, plan.options, facts)
 
@@ -491,7 +481,7 @@ class STModel(BaseModelClass):
         """What must be equal for weights to be of this model."""
         return {
             "class": type(self).__name__,
-            "config": _plain(dataclasses.asdict(self.config)),
+            "config": plain(dataclasses.asdict(self.config)),
             "widths": self._widths(),
             "genes": self.genes,
         }
@@ -505,9 +495,9 @@ class STModel(BaseModelClass):
             if facts[name] != value:
                 raise ValueError(
                     f"{directory} holds the training of a model with another {name} "
-                    f"({_difference(facts[name], value)}). Build the model as it was, or train without `resume_from`."
+                    f"({difference(facts[name], value)}). Build the model as it was, or train without `resume_from`."
                 )
-        if facts["rows"] != _digest_of_rows(*rows):
+        if facts["rows"] != digest_of_rows(*rows):
             raise ValueError(
                 f"{directory} holds a training on other rows than these {len(rows[0])} training and {len(rows[1])} "
                 "validation rows. Use the same AnnData and split, or train without `resume_from`."
@@ -546,7 +536,7 @@ class STModel(BaseModelClass):
             **self._identity(),
             "preset": self.preset,
             "sizes": self.module.sizes(),
-            "registry": _plain(dict(self.registry_)),
+            "registry": plain(dict(self.registry_)),
             "random_state": self._random_state,
             "is_trained": self.is_trained_,
             "is_prepared": self._prepared,
@@ -580,7 +570,7 @@ class STModel(BaseModelClass):
             raise ValueError(
                 f"{dir_path} holds a {facts['class']}, not a {cls.__name__}. Load it with `{facts['class']}.load`."
             )
-        config = cls._config_class(**_tuples(facts["config"]))
+        config = cls._config_class(**tuples(facts["config"]))
         model = cls(
             None,
             config,
@@ -593,7 +583,7 @@ class STModel(BaseModelClass):
         model.is_trained_, model._prepared = facts["is_trained"], facts["is_prepared"]
         model._card, model._rows_of_history = facts["card"], facts["history"]
         if model.is_trained_:
-            model.history_ = _history(model._rows_of_history)
+            model.history_ = history(model._rows_of_history)
         model.to_device(_one_device(accelerator, device)[2])
         if adata is not None:
             model.adata = adata
@@ -744,70 +734,6 @@ def _one_device(accelerator: str, devices: Any) -> tuple[str, Any, torch.device]
             f"Training on several devices is not built yet; got devices={devices!r}. Say `devices=1`."
         )
     return accelerator, devices, device
-
-
-def _positions(indices: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
-    """Row numbers from row numbers or a mask."""
-    given = np.asarray(indices)
-    if given.dtype == bool:
-        if len(given) != n:
-            raise ValueError(f"A mask must have one entry per spot; expected {n}, got {len(given)}.")
-        return np.flatnonzero(given)
-    if len(given) and (given.min() < 0 or given.max() >= n):
-        raise IndexError(f"`indices` must be in 0…{n - 1}; got {given.min()} to {given.max()}.")
-    return given.astype(np.int64)
-
-
-def _history(rows: Sequence[Mapping[str, float]]) -> dict[str, pd.DataFrame]:
-    """One table per quantity, indexed by epoch: the form scvi-tools users know."""
-    table = pd.DataFrame(list(rows))
-    table.index.name = "epoch"
-    return {name: table[[name]].dropna() for name in table.columns}
-
-
-def _digest_of_rows(train: np.ndarray, validation: np.ndarray) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for rows in (train, validation):
-        digest.update(np.ascontiguousarray(rows, dtype="<i8").tobytes() + b"|")
-    return digest.hexdigest()
-
-
-def _difference(before: Any, now: Any) -> str:
-    """The first thing that differs between two saved facts, briefly."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        for key in {**before, **now}:
-            if before.get(key) != now.get(key):
-                return f"`{key}` was {before.get(key)!r}, is {now.get(key)!r}"
-    if isinstance(before, list) and isinstance(now, list):
-        strange = [item for item in now if item not in set(before)]
-        return f"{len(before)} there, {len(now)} here" + (
-            f", {strange[0]!r} is new" if strange else ", other order"
-        )
-    return f"was {before!r}, is {now!r}"
-
-
-def _plain(value: Any) -> Any:
-    """The same facts as json knows them."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
-
-
-def _tuples(value: Any) -> Any:
-    """Sequences in a frozen config are tuples; json made lists of them."""
-    if isinstance(value, list):
-        return tuple(_tuples(item) for item in value)
-    if isinstance(value, dict):
-        return {key: _tuples(item) for key, item in value.items()}
-    return value
 
 
 def _hub() -> Any:
