@@ -1,13 +1,14 @@
-"""Who trains, who chooses the stopping epoch, who is left alone: by patient, section, spatial block or at random.
+"""Who trains, who chooses the stopping epoch, who is left alone: by patient, section, block or at random.
 
-Everything is one rule. Spots come in groups that must stay together (a patient, a section, a block, or each spot by
-itself); groups are shuffled, and test, then validation take as many as come closest to their share of the spots. Groups are
-put in order by name first, so the answer does not depend on the order of rows.
+Everything is one rule. Spots come in groups that must stay together (a patient, a section, a block, or each
+spot by itself); groups are shuffled, and test, then validation take as many as come closest to their share of
+the spots. Groups are put in order by name first, so the answer does not depend on the order of rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,19 +47,19 @@ def split_groups(
     wanted = ((_keys.TEST, test), (_keys.VALIDATION, validation))
     # named groups first: a share must not draw a group that the user wanted elsewhere
     for label, share in wanted:
-        if not isinstance(share, (int, float)):
+        if not isinstance(share, Real):
             _assign_named(role, names, label, share, what)
     for label, share in wanted:
-        if isinstance(share, (int, float)):
+        if isinstance(share, Real):
             free = shuffled[role[shuffled] == _keys.TRAIN]
             # one group stays for training, and one for validation while that is still to be drawn
             n_kept = 2 if label == _keys.TEST and _is_drawn(validation) else 1
             role[_draw(free, sizes, share, label, n_kept)] = label
     if not (role == _keys.TRAIN).any():
         raise ValueError(
-            f"No {what} is left for training: there {'is' if len(names) == 1 else 'are'} {len(names)} ({_some(names)}), and "
-            f"`validation={validation!r}` and `test={test!r}` each take at least one. Lower one of them to 0, or split "
-            "finer, for example `by='block'`."
+            f"No {what} is left for training: there {'is' if len(names) == 1 else 'are'} {len(names)} "
+            f"({_some(names)}), and `validation={validation!r}` and `test={test!r}` each take at least one. "
+            "Lower one of them to 0, or split finer, for example `by='block'`."
         )
     return role[codes.reshape(-1)]
 
@@ -82,7 +83,7 @@ def _assign_named(
 
 
 def _is_drawn(share: Share) -> bool:
-    return isinstance(share, (int, float)) and share > 0
+    return isinstance(share, Real) and share > 0
 
 
 def _draw(

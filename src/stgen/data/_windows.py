@@ -1,8 +1,8 @@
 """Neighbourhoods: which spots lie around a spot, within its section.
 
-A neighbourhood is a row of row numbers, found with a KD-tree per section; never all pairs. Spots that are equally far
-(a grid has many) are told apart by their direction, so that the answer depends on where spots lie and not on the
-order of rows.
+A neighbourhood is a row of row numbers, found with a KD-tree per section; never all pairs. Spots that are
+equally far (a grid has many) are told apart by their direction, so that the answer depends on where spots lie
+and not on the order of rows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-# Distances are compared after rounding to this share of the pitch: on a grid, equal ones differ in the last bits.
+# Distances are compared after rounding to this share of the pitch: equal ones differ in the last bits.
 _SAME_DISTANCE = 1e-6
 
 
@@ -33,12 +33,13 @@ def neighbour_index(
 
     Returns
     -------
-    Array spots × ``n_neighbors``. Where a section has too few other spots, the row ends with the spot's own number.
+    Array spots × ``n_neighbors``. Where a section has too few other spots, the row ends with the spot's own
+    number.
 
     Notes
     -----
-    Of spots at one distance those with the smaller x, then the smaller y come first. Only among spots at exactly the
-    same place the order of rows decides.
+    Of spots at one distance those with the smaller x, then the smaller y come first. Only among spots at
+    exactly the same place the order of rows decides.
     """
     xy = np.asarray(xy, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2:
@@ -65,8 +66,8 @@ def neighbour_mean(features: Any, index: NDArray[np.integer]) -> NDArray[Any]:
     features
         Spots × features.
     index
-        Neighbours of every spot, from :func:`neighbour_index`. A spot's own number, which fills short rows, counts as
-        a neighbour: a spot without neighbours keeps its own features.
+        Neighbours of every spot, from :func:`neighbour_index`. A spot's own number, which fills short rows,
+        counts as a neighbour: a spot without neighbours keeps its own features.
 
     Returns
     -------
@@ -124,7 +125,7 @@ def _nearest(xy: NDArray[np.float64], k: int) -> NDArray[np.int64]:
 def _in_order(
     xy: NDArray[np.float64], asking: NDArray[np.int64], found: NDArray[np.int64], unit: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Spots found around each asking spot by distance, then direction; the asking spot itself is taken out."""
+    """Spots found around each asking spot by distance, then direction, without the asking spot."""
     offset = xy[found] - xy[asking][:, None]
     distance = np.rint(np.hypot(offset[..., 0], offset[..., 1]) / unit)
     distance[found == asking[:, None]] = np.inf

@@ -1,7 +1,7 @@
 """Prepare an AnnData: places in µm, histology, gene panels, splits.
 
-Functions write into the object they are given and return ``None``, or return a changed copy with ``copy=True``.
-A call that fails leaves the object as it was.
+Functions write into the object they are given and return ``None``, or return a changed copy with
+``copy=True``. A call that fails leaves the object as it was.
 """
 
 from ._coordinates import coordinates_in_um

@@ -1,7 +1,7 @@
 """Places in µm. One spot pitch tells which unit the coordinates are in.
 
-Arrays of spots have a known pitch (100 µm on Visium, 200 µm on ST), so that the distance between neighbouring spots
-gives the scale of any picture they are drawn on, and betrays a scale that cannot be right.
+Arrays of spots have a known pitch (100 µm on Visium, 200 µm on ST), so that the distance between neighbouring
+spots gives the scale of any picture they are drawn on, and betrays a scale that cannot be right.
 """
 
 from __future__ import annotations
@@ -42,48 +42,50 @@ def coordinates_in_um(
 ) -> AnnData | None:
     """Convert coordinates to µm.
 
-    The scale is, in this order: ``um_per_unit``; the spot pitch divided by the measured distance of neighbouring
-    spots, section by section; ``uns["um_per_unit"]``.
+    The scale is, in this order: ``um_per_unit``; the spot pitch divided by the measured distance of
+    neighbouring spots, section by section; ``uns["um_per_unit"]``.
 
     Parameters
     ----------
     adata
         %(adata)s
     um_per_unit
-        µm that one unit of the coordinates is (the pixel size, if they are pixels); a dict section → number if sections
-        differ.
+        µm that one unit of the coordinates is (the pixel size, if they are pixels); a dict section → number
+        if sections differ.
     spot_pitch_um
-        Distance between the centres of neighbouring spots: 100 on Visium, 200 on the first ST arrays. Only for spots on
-        a grid.
+        Distance between the centres of neighbouring spots: 100 on Visium, 200 on the first ST arrays. Only
+        for spots on a grid.
     spatial_key
         Key in ``obsm`` of the coordinates, spots × 2, in their present unit.
     library_key
         %(library_key)s
     key_added
-        Key in ``obsm`` of the result. ``None`` replaces ``obsm[spatial_key]``; give another key to keep coordinates that
-        fit an image for plotting.
+        Key in ``obsm`` of the result. ``None`` replaces ``obsm[spatial_key]``; give another key to keep
+        coordinates that fit an image for plotting.
     copy
         %(copy)s
 
     Returns
     -------
-    ``None``, or the copy. Writes ``obsm[key_added]``, and ``uns["spatial_um"]``: the scale (``um_per_unit``, and by
-    ``section`` where they differ), the ``reason`` for it, and the ``key`` that is now in µm. If ``uns["um_per_unit"]``
-    exists and coordinates were replaced, it becomes 1.
+    ``None``, or the copy. Writes ``obsm[key_added]``, and ``uns["spatial_um"]``: the scale (``um_per_unit``,
+    and by ``section`` where they differ), the ``reason`` for it, and the ``key`` that is now in µm. If
+    ``uns["um_per_unit"]`` exists and coordinates were replaced, it becomes 1.
 
     Raises
     ------
     ValueError
-        If no scale is known; if neighbouring spots would then lie closer than 1 µm or farther than 1000 µm apart; if the given
-        scale and the given pitch disagree; if coordinates are already in µm and another scale is asked for. (Asking again for the same is
-        answered by doing nothing, so that a notebook cell can be run twice.)
+        If no scale is known; if neighbouring spots would then lie closer than 1 µm or farther than 1000 µm
+        apart; if the given scale and the given pitch disagree; if coordinates are already in µm and another
+        scale is asked for. (Asking again for the same is answered by doing nothing, so that a notebook cell
+        can be run twice.)
 
     Examples
     --------
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue()
     >>> adata.obsm["pixels"] = adata.obsm["spatial"] * 2
-    >>> stg.pp.coordinates_in_um(adata, um_per_unit=0.5, spatial_key="pixels", library_key="section", key_added="um")
+    >>> scale = {"um_per_unit": 0.5, "spatial_key": "pixels", "key_added": "um"}
+    >>> stg.pp.coordinates_in_um(adata, library_key="section", **scale)
     >>> adata.uns["spatial_um"]["reason"]
     'given as um_per_unit'
     """
@@ -140,8 +142,9 @@ def recorded_scale(adata: AnnData, key: str) -> Mapping[str, Any] | None:
 def lattice_pitch(xy: NDArray[np.float64]) -> float:
     """Distance between neighbouring spots of a grid; NaN for fewer than two spots.
 
-    The nearest neighbour alone is biased: of four or six jittered ones it is the closest. So all neighbours of the
-    first ring count; the second ring of a square grid begins at 1.41 pitches, of a hexagonal one at 1.73.
+    The nearest neighbour alone is biased: of four or six jittered ones it is the closest. So all neighbours
+    of the first ring count; the second ring of a square grid begins at 1.41 pitches, of a hexagonal one at
+    1.73.
     """
     if len(xy) < 2:
         return float("nan")
@@ -192,9 +195,9 @@ def check_agreement(scales: Mapping[str, float], by_pitch: Mapping[str, float], 
     for name, scale in scales.items():
         if abs(scale / by_pitch[name] - 1) > 0.1:
             raise ValueError(
-                f"`{argument}` = {scale:.4g} and the spot pitch contradict each other{_of(name)}: the pitch gives "
-                f"{by_pitch[name]:.4g} µm per unit. Are the coordinates those of another image (hires instead of "
-                "full resolution)? One spot pitch tells which image you have."
+                f"`{argument}` = {scale:.4g} and the spot pitch contradict each other{_of(name)}: the pitch "
+                f"gives {by_pitch[name]:.4g} µm per unit. Are the coordinates those of another image (hires "
+                "instead of full resolution)? One spot pitch tells which image you have."
             )
 
 
@@ -218,8 +221,9 @@ def _find_scales(
         return scales, str(adata.uns.get(_keys.UM_PER_UNIT_REASON, "read from the file"))
     pitch = lattice_pitch(xy[section == section[0]])
     raise ValueError(
-        f"The scale of the coordinates is not known: neighbouring spots are {pitch:.4g} units apart. Give `um_per_unit=` "
-        f"(µm per pixel, if they are pixels; 1 if they are µm), or the distance of neighbouring spots, {PITCH_HINT}."
+        f"The scale of the coordinates is not known: neighbouring spots are {pitch:.4g} units apart. Give "
+        "`um_per_unit=` (µm per pixel, if they are pixels; 1 if they are µm), or the distance of "
+        f"neighbouring spots, {PITCH_HINT}."
     )
 
 
@@ -230,8 +234,9 @@ def _check_pitch(
         pitch = lattice_pitch(xy[section == name])
         if np.isfinite(pitch) and not LEAST_PITCH_UM <= pitch <= LARGEST_PITCH_UM:
             raise ValueError(
-                f"With {scales[name]:.4g} µm per unit, neighbouring spots of obsm[{key!r}] would be {pitch:.4g} µm "
-                f"apart{_of(name)}; plausible are {LEAST_PITCH_UM:g} to {LARGEST_PITCH_UM:g} µm. Check the scale, or give {PITCH_HINT}."
+                f"With {scales[name]:.4g} µm per unit, neighbouring spots of obsm[{key!r}] would be "
+                f"{pitch:.4g} µm apart{_of(name)}; plausible are {LEAST_PITCH_UM:g} to {LARGEST_PITCH_UM:g} "
+                f"µm. Check the scale, or give {PITCH_HINT}."
             )
 
 
@@ -245,9 +250,9 @@ def _check_same_scale(
     before = np.append(np.asarray(done.get("um_per_unit_of_section", [])), [done["um_per_unit"], 1.0])
     if any(np.abs(before / float(scale) - 1).min() > 1e-6 for scale in asked):
         raise ValueError(
-            f"obsm[{key!r}] is in µm already (uns[{_keys.SPATIAL_UM!r}]: {float(done['um_per_unit']):.4g} µm per unit, "
-            f"{done.get('reason', 'no reason recorded')}); converting again with {some(asked)} would scale it twice. "
-            "Start from the original coordinates."
+            f"obsm[{key!r}] is in µm already (uns[{_keys.SPATIAL_UM!r}]: {float(done['um_per_unit']):.4g} µm "
+            f"per unit, {done.get('reason', 'no reason recorded')}); converting again with {some(asked)} "
+            "would scale it twice. Start from the original coordinates."
         )
 
 

@@ -1,9 +1,9 @@
 """What a pathologist sees at low effort, as 108 numbers per tile: colour, texture and nuclear density.
 
-No weights, no download. Colour is described in RGB and in stain space (haematoxylin, eosin, residual by colour
-deconvolution, Ruifrok & Johnston 2001), texture by uniform local binary patterns (Ojala et al. 2002), nuclei by
-an Otsu threshold and by counting peaks of haematoxylin. Everything is measured on two crops of the tile, so that
-what lies right under the spot can be told from what lies around it.
+No weights, no download. Colour is described in RGB and in stain space (haematoxylin, eosin, residual by
+colour deconvolution, Ruifrok & Johnston 2001), texture by uniform local binary patterns (Ojala et al. 2002),
+nuclei by an Otsu threshold and by counting peaks of haematoxylin. Everything is measured on two crops of the
+tile, so that what lies right under the spot can be told from what lies around it.
 
 Colour and nuclei are read at about 1 µm per pixel: finer pixels carry JPEG noise rather than morphology.
 
@@ -47,8 +47,8 @@ def describe_tiles(tiles: NDArray[np.uint8], *, um_per_px: float) -> NDArray[np.
     factor = max(1, round(1.0 / um_per_px))
     if min(tiles.shape[1:3]) // factor < _SMALLEST_TILE:
         raise ValueError(
-            f"Descriptors need tiles of at least {_SMALLEST_TILE * factor} pixels a side at {um_per_px:g} µm per "
-            f"pixel; got {tiles.shape[1]} × {tiles.shape[2]}. Use a larger `tile_um` or `tile_px`."
+            f"Descriptors need tiles of at least {_SMALLEST_TILE * factor} pixels a side at {um_per_px:g} µm "
+            f"per pixel; got {tiles.shape[1]} × {tiles.shape[2]}. Use a larger `tile_um` or `tile_px`."
         )
     grey = (tiles @ _GREY).astype(np.uint8)
     coarse = _average(tiles, factor)
@@ -97,7 +97,7 @@ def _colour(channels: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _uniform_patterns() -> NDArray[np.float32]:
-    """Map of the 256 neighbour codes to ten patterns: number of ones if they are contiguous, else the rest."""
+    """Map of the 256 neighbour codes to ten patterns: number of ones if contiguous, else the rest."""
     mapping = np.zeros((256, _N_PATTERNS), dtype=np.float32)
     for code in range(256):
         bits = [(code >> i) & 1 for i in range(8)]

@@ -75,7 +75,7 @@ def coordinates(adata: AnnData, key: str) -> np.ndarray:
     bad = ~np.isfinite(xy).all(axis=1)
     if bad.any():
         raise ValueError(
-            f"obsm[{key!r}] must be finite; {int(bad.sum())} of {len(xy)} spots have NaN or infinite coordinates, "
-            f"such as {some(adata.obs_names[bad])}. Drop these spots."
+            f"obsm[{key!r}] must be finite; {int(bad.sum())} of {len(xy)} spots have NaN or infinite "
+            f"coordinates, such as {some(adata.obs_names[bad])}. Drop these spots."
         )
     return xy

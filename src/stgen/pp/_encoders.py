@@ -1,7 +1,7 @@
 """What turns tiles into features: descriptors, a timm model by name, or a network or function of the user's.
 
-An encoder is a function from tiles (B × p × p × 3, uint8) to features (B × F), with a name that is recorded beside
-the features. A model fitted on one encoder refuses the features of another.
+An encoder is a function from tiles (B × p × p × 3, uint8) to features (B × F), with a name that is recorded
+beside the features. A model fitted on one encoder refuses the features of another.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class Encoder:
         features = np.asarray(features)
         if features.ndim != 2 or len(features) != len(tiles):
             raise ValueError(
-                f"The encoder {self.name!r} must return tiles × features, here {len(tiles)} × F; it returns shape "
-                f"{features.shape}. Pool tokens or maps to one vector per tile."
+                f"The encoder {self.name!r} must return tiles × features, here {len(tiles)} × F; it returns "
+                f"shape {features.shape}. Pool tokens or maps to one vector per tile."
             )
         return features.astype(np.float32)
 
@@ -79,8 +79,8 @@ def make_encoder(
         name = getattr(encoder, "__name__", type(encoder).__name__)
         return Encoder(name, encoder if transform is None else lambda tiles: encoder(transform(tiles)))
     raise TypeError(
-        f"`encoder` must be 'descriptors', the name of a timm model, a torch module, or a function of tiles; got "
-        f"{type(encoder).__name__}. Features that exist already go into `features=`."
+        "`encoder` must be 'descriptors', the name of a timm model, a torch module, or a function of tiles; "
+        f"got {type(encoder).__name__}. Features that exist already go into `features=`."
     )
 
 
@@ -211,8 +211,8 @@ def _why_not_created(timm: Any, name: str, error: BaseException) -> str | None:
     repository = name.removeprefix("hf-hub:").removeprefix("hf_hub:")
     if "GatedRepoError" in kinds or "gated" in text.lower() or "401 Client" in text or "403 Client" in text:
         return (
-            f"The weights of {name!r} are gated: accept their terms at https://huggingface.co/{repository}, then log in with "
-            "`hf auth login`. `encoder='descriptors'` needs no weights."
+            f"The weights of {name!r} are gated: accept their terms at https://huggingface.co/{repository}, "
+            "then log in with `hf auth login`. `encoder='descriptors'` needs no weights."
         )
     if "Unknown model" in text:
         import difflib
@@ -234,7 +234,8 @@ def _why_not_created(timm: Any, name: str, error: BaseException) -> str | None:
     }
     if kinds & offline:
         return (
-            f"The weights of {name!r} could not be downloaded ({type(error).__name__}). Connect to the internet once, or copy "
-            "the weights into the cache of Hugging Face (`HF_HOME`). `encoder='descriptors'` needs no weights."
+            f"The weights of {name!r} could not be downloaded ({type(error).__name__}). Connect to the "
+            "internet once, or copy the weights into the cache of Hugging Face (`HF_HOME`). "
+            "`encoder='descriptors'` needs no weights."
         )
     return None

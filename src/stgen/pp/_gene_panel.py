@@ -1,7 +1,7 @@
 """Which genes a model is trained and judged on, chosen without looking at test rows.
 
-A panel chosen with the test section has already seen the answer to "which genes vary here". So the rule reads training
-rows only, and says in ``uns`` which rows those were.
+A panel chosen with the test section has already seen the answer to "which genes vary here". So the rule reads
+training rows only, and says in ``uns`` which rows those were.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ def gene_panel(
     n_genes
         Size of the panel.
     rule
-        ``"mean_and_sd_ranks"``: the genes with the smallest sum of two ranks, by mean and by standard deviation of the
-        counts: genes that are seen often and that vary. ``"seurat_v3"``: the most variable genes of
-        :func:`scanpy.pp.highly_variable_genes` (needs ``pip install scikit-misc``).
+        ``"mean_and_sd_ranks"``: the genes with the smallest sum of two ranks, by mean and by standard
+        deviation of the counts: genes that are seen often and that vary. ``"seurat_v3"``: the most variable
+        genes of :func:`scanpy.pp.highly_variable_genes` (needs ``pip install scikit-misc``).
     layer
         %(layer)s
     split_key
-        Column of ``obs`` written by :func:`stgen.pp.split`; only its ``"train"`` rows are read. ``None`` takes ``"split"`` if that
-        exists, else all rows are training rows, and the log says so.
+        Column of ``obs`` written by :func:`stgen.pp.split`; only its ``"train"`` rows are read. ``None``
+        takes ``"split"`` if that exists, else all rows are training rows, and the log says so.
     train
         Training rows as a mask over spots, instead of ``split_key``.
     library_key
@@ -73,13 +73,14 @@ def gene_panel(
 
     Returns
     -------
-    ``None``, or the copy. Writes ``var[key_added]`` (whether a gene is in the panel) and ``uns[key_added]``: ``genes`` in the
-    order of the rule, best first, ``n_train`` rows that were read, ``params``.
+    ``None``, or the copy. Writes ``var[key_added]`` (whether a gene is in the panel) and ``uns[key_added]``:
+    ``genes`` in the order of the rule, best first, ``n_train`` rows that were read, ``params``.
 
     Raises
     ------
     ValueError
-        If the matrix does not hold counts, gene names repeat, or fewer than ``n_genes`` genes have counts in training rows.
+        If the matrix does not hold counts, gene names repeat, or fewer than ``n_genes`` genes have counts in
+        training rows.
 
     Notes
     -----
@@ -89,7 +90,7 @@ def gene_panel(
     --------
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue()
-    >>> stg.pp.split(adata, by="section", test=["s1"], validation=0)
+    >>> stg.pp.split(adata, by="patient", test=["p2"], validation=0)
     >>> stg.pp.gene_panel(adata, n_genes=20)
     >>> int(adata.var["gene_panel"].sum())
     20
@@ -115,8 +116,8 @@ def gene_panel(
         order = _rank_by_seurat_v3(adata, X, rows, n_genes, library_key)
     if len(order) < n_genes:
         raise ValueError(
-            f"Only {len(order)} genes have counts in the {int(rows.sum())} training rows ({source}), so that a panel of "
-            f"{n_genes} would hold silent genes. Lower `n_genes`."
+            f"Only {len(order)} genes have counts in the {int(rows.sum())} training rows ({source}), so that "
+            f"a panel of {n_genes} would hold silent genes. Lower `n_genes`."
         )
     chosen = order[:n_genes]
 
@@ -137,7 +138,7 @@ def gene_panel(
 def rank_by_mean_and_sd(
     X: Any, names: Sequence[str], *, rows: NDArray[np.bool_] | None = None
 ) -> NDArray[np.int64]:
-    """Genes by the sum of their ranks by mean and by standard deviation, best first; silent genes are left out.
+    """Genes by the sum of their ranks by mean and by standard deviation, best first, without silent ones.
 
     Parameters
     ----------
@@ -189,7 +190,8 @@ def _training_rows(
         mask = np.asarray(train)
         if mask.dtype != bool or mask.shape != (adata.n_obs,):
             raise ValueError(
-                f"`train` must be a mask over the {adata.n_obs} spots; got {mask.dtype} of shape {mask.shape}."
+                f"`train` must be a mask over the {adata.n_obs} spots; got {mask.dtype} of shape "
+                f"{mask.shape}."
             )
         rows, source = mask, "mask"
     elif split_key is None and _keys.SPLIT not in adata.obs:

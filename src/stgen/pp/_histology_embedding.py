@@ -49,27 +49,32 @@ def embed_histology(
 ) -> AnnData | None:
     """Describe the histology around every spot by a feature vector.
 
-    Tiles come from an image, from tiles that were cut before, or not at all if the features exist already. From an image
-    they are cut, encoded and forgotten batch by batch, so that memory does not grow with the number of spots.
+    Tiles come from an image, from tiles that were cut before, or not at all if the features exist already.
+    From an image they are cut, encoded and forgotten batch by batch, so that memory does not grow with the
+    number of spots.
 
     Parameters
     ----------
     adata
         %(adata)s
     image
-        Image, or dict section → image, as for :func:`stgen.pp.histology_tiles`, which also explains ``tile_um``, ``tile_px``,
-        ``um_per_px``, ``spot_pitch_um``, ``coordinates``, ``spatial_key`` and ``library_key``.
+        Image, or dict section → image, as for :func:`stgen.pp.histology_tiles`, which also explains
+        ``tile_um``, ``tile_px``, ``um_per_px``, ``spot_pitch_um``, ``coordinates``, ``spatial_key`` and
+        ``library_key``.
     tiles
-        Instead of an image: a key of ``obsm``, an array spots × pixels × pixels × 3 (uint8) in the order of spots, or path(s) of stored
-        tiles as for :func:`stgen.pp.read_tiles`. With neither image, tiles nor features, ``obsm["tiles"]`` is used.
+        Instead of an image: a key of ``obsm``, an array spots × pixels × pixels × 3 (uint8) in the order of
+        spots, or path(s) of stored tiles as for :func:`stgen.pp.read_tiles`. With neither image, tiles nor
+        features, ``obsm["tiles"]`` is used.
     features
-        Instead of tiles: features from elsewhere, as a DataFrame whose index has the names of all spots (joined by name, further rows are
-        left out), an array in the order of spots, or a key of ``obsm``. ``encoder`` then only names them.
+        Instead of tiles: features from elsewhere, as a DataFrame whose index has the names of all spots
+        (joined by name, further rows are left out), an array in the order of spots, or a key of ``obsm``.
+        ``encoder`` then only names them.
     encoder
-        ``"descriptors"``: 108 numbers for colour, texture and nuclear density at two crops; no weights, no download. A timm
-        model by name (``"resnet50"``, ``"hf-hub:organisation/model"``; ``pip install "stgen[histology]"``), fed with its own
-        size and colour statistics; mind the licence of its weights, which is recorded where timm knows it. A ``torch.nn.Module``,
-        which gets tensors B × 3 × p × p normalised with the colour statistics of ImageNet and runs where its weights are. Any other function
+        ``"descriptors"``: 108 numbers for colour, texture and nuclear density at two crops; no weights, no
+        download. A timm model by name (``"resnet50"``, ``"hf-hub:organisation/model"``; ``pip install
+        "stgen[histology]"``), fed with its own size and colour statistics; mind the licence of its weights,
+        which is recorded where timm knows it. A ``torch.nn.Module``, which gets tensors B × 3 × p × p
+        normalised with the colour statistics of ImageNet and runs where its weights are. Any other function
         gets uint8 arrays B × p × p × 3. All return B × features.
     encoder_kwargs
         For timm: further arguments of ``timm.create_model``.
@@ -100,14 +105,15 @@ def embed_histology(
 
     Returns
     -------
-    ``None``, or the copy. Writes ``obsm[key_added]``, float32, spots × features, and ``uns["histology"]``: ``encoder``, ``tile_um``,
-    ``n_features``, ``feature_names`` where they have names, ``licence`` where it is known, ``key_added``, and ``params``.
+    ``None``, or the copy. Writes ``obsm[key_added]``, float32, spots × features, and ``uns["histology"]``:
+    ``encoder``, ``tile_um``, ``n_features``, ``feature_names`` where they have names, ``licence`` where it is
+    known, ``key_added``, and ``params``.
 
     Raises
     ------
     ValueError
-        If features are NaN or infinite, spots have no tile or no features, weights cannot be had, and for all reasons of
-        :func:`stgen.pp.histology_tiles`.
+        If features are NaN or infinite, spots have no tile or no features, weights cannot be had, and for all
+        reasons of :func:`stgen.pp.histology_tiles`.
     ImportError
         If a timm model is named and timm is not installed.
 
@@ -183,8 +189,8 @@ def _open_tiles(adata: AnnData, tiles: Any, tile_um: float | None) -> TileReader
     if tiles is None:
         if _keys.TILES not in adata.obsm:
             raise ValueError(
-                f"There is nothing to embed: give `image=`, `tiles=` or `features=`; obsm has {list(adata.obsm)}, and no "
-                f"{_keys.TILES!r}."
+                "There is nothing to embed: give `image=`, `tiles=` or `features=`; obsm has "
+                f"{list(adata.obsm)}, and no {_keys.TILES!r}."
             )
         tiles = _keys.TILES
     if isinstance(tiles, str) and (tiles in adata.obsm or not Path(tiles).suffix):
@@ -216,7 +222,8 @@ def _encode(reader: TileReader, encode: Encoder, batch_size: int) -> NDArray[np.
                 embedding = np.empty((len(reader), part.shape[1]), dtype=np.float32)
             if part.shape[1] != embedding.shape[1]:
                 raise ValueError(
-                    f"The encoder must return the same features for every tile; it returned {embedding.shape[1]}, then {part.shape[1]}."
+                    "The encoder must return the same features for every tile; it returned "
+                    f"{embedding.shape[1]}, then {part.shape[1]}."
                 )
             embedding[rows] = part
             bar.update(len(rows))
@@ -254,14 +261,16 @@ def _in_order_of_spots(adata: AnnData, table: pd.DataFrame) -> pd.DataFrame:
     index = table.index.astype(str)
     if not index.is_unique:
         raise ValueError(
-            f"The index of `features` must be unique; {some(index[index.duplicated()].unique())} are there more than once."
+            f"The index of `features` must be unique; {some(index[index.duplicated()].unique())} are there "
+            "more than once."
         )
     place = index.get_indexer(adata.obs_names.astype(str))
     missing = adata.obs_names[place < 0]
     if len(missing):
         raise ValueError(
-            f"{len(missing)} of {adata.n_obs} spots are not in the index of `features`, such as {some(missing)}; it has "
-            f"{len(index)} rows, such as {some(index)}. Features are joined by `obs_names`."
+            f"{len(missing)} of {adata.n_obs} spots are not in the index of `features`, such as "
+            f"{some(missing)}; it has {len(index)} rows, such as {some(index)}. Features are joined by "
+            "`obs_names`."
         )
     return table.iloc[place]
 
@@ -271,6 +280,6 @@ def _check_features(embedding: NDArray[np.float32], adata: AnnData, encoder: str
     bad = ~finite
     if bad.any():
         raise ValueError(
-            f"Features of {encoder!r} must be finite; {int(bad.sum())} of {len(bad)} spots have NaN or infinite ones, such as "
-            f"{some(adata.obs_names[bad])}. Drop these spots, or mend the encoder."
+            f"Features of {encoder!r} must be finite; {int(bad.sum())} of {len(bad)} spots have NaN or "
+            f"infinite ones, such as {some(adata.obs_names[bad])}. Drop these spots, or mend the encoder."
         )

@@ -54,30 +54,31 @@ def histology_tiles(
 ) -> AnnData | None:
     """Cut a tile around every spot.
 
-    All tiles show the same length of tissue, ``tile_um``, on ``tile_px`` pixels. Tiles are large: 20,000 of them are
-    3 GB. :func:`stgen.pp.embed_histology` takes an image as well and never keeps them.
+    All tiles show the same length of tissue, ``tile_um``, on ``tile_px`` pixels. Tiles are large: 20,000 of
+    them are 3 GB. :func:`stgen.pp.embed_histology` takes an image as well and never keeps them.
 
     Parameters
     ----------
     adata
         %(adata)s
     image
-        Path (jpg, png, tif), array height × width × 3 (numpy, memory-mapped, zarr or dask; uint8, or floats from 0 to 1), or the
-        name of pictures in ``uns["spatial"]``, such as ``"hires"``. For several sections a dict section → image.
+        Path (jpg, png, tif), array height × width × 3 (numpy, memory-mapped, zarr or dask; uint8, or floats
+        from 0 to 1), or the name of pictures in ``uns["spatial"]``, such as ``"hires"``. For several sections
+        a dict section → image.
     tile_um
         Side of a tile, µm.
     tile_px
         Side of a tile, pixels.
     um_per_px
-        Pixel size of the image, µm; a dict section → number if sections differ. ``None`` derives it from ``spot_pitch_um``,
-        else from what ``uns`` says about the unit of the coordinates.
+        Pixel size of the image, µm; a dict section → number if sections differ. ``None`` derives it from
+        ``spot_pitch_um``, else from what ``uns`` says about the unit of the coordinates.
     spot_pitch_um
-        Distance between the centres of neighbouring spots: 100 on Visium, 200 on the first ST arrays. With ``um_per_px`` it is
-        a check.
+        Distance between the centres of neighbouring spots: 100 on Visium, 200 on the first ST arrays. With
+        ``um_per_px`` it is a check.
     coordinates
-        ``"px"``: ``obsm[spatial_key]`` counts pixels of this very image. ``"um"``: it is in µm from the image's upper left
-        corner. ``None``: µm if :func:`stgen.pp.coordinates_in_um` converted it, else pixels. For a downscaled image convert to µm
-        first, and give the downscaled image's ``um_per_px``.
+        ``"px"``: ``obsm[spatial_key]`` counts pixels of this very image. ``"um"``: it is in µm from the
+        image's upper left corner. ``None``: µm if :func:`stgen.pp.coordinates_in_um` converted it, else
+        pixels. For a downscaled image convert to µm first, and give the downscaled image's ``um_per_px``.
     spatial_key
         Key in ``obsm`` of the coordinates, spots × 2 (x to the right, y down).
     library_key
@@ -89,14 +90,16 @@ def histology_tiles(
 
     Returns
     -------
-    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3; ``obs[key_added + "_outside"]``, the share
-    of a tile that lies outside of the image and was filled with white; ``uns[key_added]["params"]``.
+    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3; ``obs[key_added +
+    "_outside"]``, the share of a tile that lies outside of the image and was filled with white;
+    ``uns[key_added]["params"]``.
 
     Raises
     ------
     ValueError
-        If the pixel size is unknown, implausible (not 0.1 to 10 µm), or contradicts the pitch; if spots lie outside of the image;
-        if sections overlap and no ``library_key`` tells them apart; if the image has 16 bits or floats of another range.
+        If the pixel size is unknown, implausible (not 0.1 to 10 µm), or contradicts the pitch; if spots lie
+        outside of the image; if sections overlap and no ``library_key`` tells them apart; if the image has 16
+        bits or floats of another range.
 
     Examples
     --------
@@ -145,8 +148,9 @@ def read_tiles(
     adata
         %(adata)s
     path
-        One h5 file, or several (a list, or a dict whose values are paths), with the datasets ``jpeg`` (one encoded tile per spot) and
-        ``obs_names``. Files may hold more spots than ``adata``, in any order: tiles are joined by name.
+        One h5 file, or several (a list, or a dict whose values are paths), with the datasets ``jpeg`` (one
+        encoded tile per spot) and ``obs_names``. Files may hold more spots than ``adata``, in any order:
+        tiles are joined by name.
     tile_um
         Side of a tile, µm, for files that do not say it (attributes ``mpp`` and ``size_px``).
     key_added
@@ -156,7 +160,8 @@ def read_tiles(
 
     Returns
     -------
-    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3, and ``uns[key_added]["params"]``.
+    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3, and
+    ``uns[key_added]["params"]``.
 
     Raises
     ------
@@ -197,7 +202,8 @@ def open_array_tiles(adata: AnnData, key: str, *, tile_um: float | None) -> Arra
     """A stream of the tiles in ``obsm``."""
     if key not in adata.obsm:
         raise KeyError(
-            f"obsm[{key!r}] does not exist; obsm has {list(adata.obsm)}. Cut tiles with `stg.pp.histology_tiles`."
+            f"obsm[{key!r}] does not exist; obsm has {list(adata.obsm)}. Cut tiles with "
+            "`stg.pp.histology_tiles`."
         )
     recorded = adata.uns.get(key, {})
     params = recorded.get("params", {}) if hasattr(recorded, "get") else {}
@@ -263,7 +269,7 @@ def open_image_tiles(
 def _images_of_sections(
     adata: AnnData, image: Any, names: NDArray[np.str_], library_key: str | None
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """The image of every section, and its pixels per unit of the coordinates (1 unless it is a picture of ``uns``)."""
+    """The image of every section, and its pixels per unit of the coordinates (1 but for pictures of ``uns``)."""
     pictures = adata.uns.get(_keys.IMAGES, {})
     stored = sorted({key for one in pictures.values() for key in one.get("images", {})}) if pictures else []
     if isinstance(image, str) and image in stored:
@@ -280,7 +286,8 @@ def _images_of_sections(
         return {name: image[name] for name in names}, dict.fromkeys(names, 1.0)
     if len(names) > 1:
         raise ValueError(
-            f"obs[{library_key!r}] names {len(names)} sections ({some(names)}), but there is one image. Give a dict section → image."
+            f"obs[{library_key!r}] names {len(names)} sections ({some(names)}), but there is one image. Give "
+            "a dict section → image."
         )
     return {names[0]: image}, {names[0]: 1.0}
 
@@ -296,12 +303,14 @@ def _pictures(
             library = next(iter(pictures))
         if library not in pictures or key not in pictures[library].get("images", {}):
             raise ValueError(
-                f"uns['spatial'] has no picture {key!r}{_of(name)}; it has {some(pictures)}. Several sections need `library_key=`."
+                f"uns['spatial'] has no picture {key!r}{_of(name)}; it has {some(pictures)}. Several "
+                "sections need `library_key=`."
             )
         factors = pictures[library].get("scalefactors", {})
         if f"tissue_{key}_scalef" not in factors:
             raise ValueError(
-                f"uns['spatial'][{library!r}]['scalefactors'] must have 'tissue_{key}_scalef'; it has {some(factors)}."
+                f"uns['spatial'][{library!r}]['scalefactors'] must have 'tissue_{key}_scalef'; it has "
+                f"{some(factors)}."
             )
         images[name] = pictures[library]["images"][key]
         per_unit[name] = float(factors[f"tissue_{key}_scalef"])
@@ -342,8 +351,9 @@ def _check_pitch(xy_um: NDArray[np.float64], section: NDArray[np.str_]) -> None:
         pitch = lattice_pitch(xy_um[section == name])
         if np.isfinite(pitch) and not LEAST_PITCH_UM <= pitch <= LARGEST_PITCH_UM:
             raise ValueError(
-                f"Neighbouring spots would be {pitch:.4g} µm apart{_of(name)}; plausible are {LEAST_PITCH_UM:g} to "
-                f"{LARGEST_PITCH_UM:g} µm. Check `um_per_px` and `coordinates` ('um' or 'px')."
+                f"Neighbouring spots would be {pitch:.4g} µm apart{_of(name)}; plausible are "
+                f"{LEAST_PITCH_UM:g} to {LARGEST_PITCH_UM:g} µm. Check `um_per_px` and `coordinates` ('um' "
+                "or 'px')."
             )
 
 

@@ -1,8 +1,8 @@
 """Images that are read a window at a time: files, arrays, and the pictures in ``uns``.
 
-An image answers two questions: how large it is, and what a window of it looks like as RGB, uint8. Only what can be seen as such
-without guessing is accepted: transparent pixels become white, grey becomes RGB, floats from 0 to 1 are scaled; 16-bit
-images and other floats are refused, because their white point is not known.
+An image answers two questions: how large it is, and what a window of it looks like as RGB, uint8. Only what
+can be seen as such without guessing is accepted: transparent pixels become white, grey becomes RGB, floats
+from 0 to 1 are scaled; 16-bit images and other floats are refused, because their white point is not known.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SourceImage(Protocol):
 
 
 def open_image(image: Any, name: str = "image") -> SourceImage:
-    """An image from a path (jpg, png, tif) or an array height × width × 3 (numpy, memory-mapped, zarr, dask)."""
+    """An image from a path (jpg, png, tif) or an array height × width × 3 (numpy, zarr, dask)."""
     if isinstance(image, (str, Path)):
         path = Path(image)
         if not path.is_file():
@@ -57,7 +57,8 @@ class PillowImage:
         with _open_without_size_limit(path) as header:
             if header.mode not in self._READABLE:
                 raise ValueError(
-                    f"The image {path.name!r} must have 8 bits per channel; its mode is {header.mode!r}. {_REMEDY}"
+                    f"The image {path.name!r} must have 8 bits per channel; its mode is {header.mode!r}. "
+                    f"{_REMEDY}"
                 )
             self.width, self.height = header.size
 
@@ -108,7 +109,8 @@ def _check_floats(pixels: Any, name: str) -> None:
     low, high = float(np.asarray(pixels.min())), float(np.asarray(pixels.max()))
     if low < 0 or high > 1 or np.isnan(low + high):
         raise ValueError(
-            f"The {name} must be uint8, or floats from 0 to 1; it has floats from {low:g} to {high:g}. {_REMEDY}"
+            f"The {name} must be uint8, or floats from 0 to 1; it has floats from {low:g} to {high:g}. "
+            f"{_REMEDY}"
         )
 
 
@@ -119,7 +121,7 @@ def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _open_without_size_limit(path: Path) -> Any:
-    """Open with Pillow. Its limit guards servers against strangers' files; a slide of 100 megapixels is usual here."""
+    """Open with Pillow, without its limit: that guards servers, and a slide of 100 megapixels is usual here."""
     from PIL import Image, UnidentifiedImageError
 
     limit = Image.MAX_IMAGE_PIXELS
@@ -128,14 +130,15 @@ def _open_without_size_limit(path: Path) -> Any:
         return Image.open(path)
     except UnidentifiedImageError as error:
         raise ValueError(
-            f"{path.name!r} cannot be read as an image (jpg, png or tif). Whole-slide formats need to be exported first."
+            f"{path.name!r} cannot be read as an image (jpg, png or tif). Whole-slide formats need to be "
+            "exported first."
         ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
 
 def _map_tiff(path: Path) -> Any:
-    """The full-resolution pixels of a TIFF, memory-mapped where it is not compressed; ``None`` leaves it to Pillow."""
+    """The pixels of a TIFF, memory-mapped unless it is compressed; ``None`` leaves it to Pillow."""
     try:
         import tifffile
     except ImportError:

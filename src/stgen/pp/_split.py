@@ -41,22 +41,24 @@ def split(
 ) -> AnnData | None:
     """Divide spots into training, validation and test, and write it down.
 
-    Training rows fit a model, validation rows choose when to stop, test rows choose nothing. Neighbouring spots
-    resemble each other, and so do sections of one patient: what stays together decides what a score means.
+    Training rows fit a model, validation rows choose when to stop, test rows choose nothing. Neighbouring
+    spots resemble each other, and so do sections of one patient: what stays together decides what a score
+    means.
 
     Parameters
     ----------
     adata
         %(adata)s
     by
-        What stays together: ``"patient"`` (scores hold for new patients), ``"section"`` (for new sections of these
-        patients), ``"block"`` (squares of tissue, for unseen places of these sections), or ``"random"`` (single spots,
-        which leaks from neighbour to neighbour and is for tests of code).
+        What stays together: ``"patient"`` (scores hold for new patients), ``"section"`` (for new sections of
+        these patients), ``"block"`` (squares of tissue, for unseen places of these sections), or ``"random"``
+        (single spots, which leaks from neighbour to neighbour and is for tests of code).
     validation, test
-        Share of the spots, 0 for none; or names of the patients or sections. A share above 0 takes at least one
-        patient, section or block, and as many as come closest to it.
+        Share of the spots, 0 for none; or names of the patients or sections. A share above 0 takes at least
+        one patient, section or block, and as many as come closest to it.
     library_key
-        Column of ``obs`` that tells sections apart; ``"section"`` if that exists. Blocks are cut within sections.
+        Column of ``obs`` that tells sections apart; ``"section"`` if that exists. Blocks are cut within
+        sections.
     patient_key
         Column of ``obs`` that tells patients apart; ``"patient"`` if that exists.
     spatial_key
@@ -64,11 +66,12 @@ def split(
     block_um
         Side of a block, µm.
     buffer_um
-        With blocks: training spots closer than this to a validation or test spot are left out of all three and called
-        ``"buffer"``.
+        With blocks: training spots closer than this to a validation or test spot are left out of all three
+        and called ``"buffer"``.
     within
-        Split only the rows that ``obs[key_added]`` calls this, for example ``within="train"`` with ``test=0`` to take
-        validation blocks out of the training sections of an earlier split. Other rows keep what they are.
+        Split only the rows that ``obs[key_added]`` calls this, for example ``within="train"`` with ``test=0``
+        to take validation blocks out of the training sections of an earlier split. Other rows keep what they
+        are.
     key_added
         Column of ``obs`` that is written.
     random_state
@@ -78,19 +81,20 @@ def split(
 
     Returns
     -------
-    ``None``, or the copy. Writes ``obs[key_added]``, categorical with the values ``"train"``, ``"validation"``,
-    ``"test"`` (and ``"buffer"``), and ``uns[key_added]["params"]``.
+    ``None``, or the copy. Writes ``obs[key_added]``, categorical with the values ``"train"``,
+    ``"validation"``, ``"test"`` (and ``"buffer"``), and ``uns[key_added]["params"]``.
 
     Raises
     ------
     ValueError
-        If nothing is left for training, a named section or patient does not exist, or coordinates are not finite.
+        If nothing is left for training, a named section or patient does not exist, or coordinates are not
+        finite.
 
     Examples
     --------
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue()
-    >>> stg.pp.split(adata, by="section", test=["s1"], validation=0)
+    >>> stg.pp.split(adata, by="patient", test=["p2"], validation=0)
     >>> stg.pp.split(adata, by="block", validation=0.15, test=0, block_um=400, within="train")
     """
     check_adata(adata, copy=copy)

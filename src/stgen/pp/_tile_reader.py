@@ -1,7 +1,7 @@
 """Tiles as a stream: cut around spots when asked for, section after section, and not kept.
 
-20,000 tiles of 224 × 224 pixels are 3 GB; a reader holds one image and one batch. Whoever wants the tiles themselves
-stacks the batches, whoever wants features throws each batch away.
+20,000 tiles of 224 × 224 pixels are 3 GB; a reader holds one image and one batch. Whoever wants the tiles
+themselves stacks the batches, whoever wants features throws each batch away.
 
 A point (x, y) of an image lies in the pixel of column ⌊x⌋ and row ⌊y⌋. n tiles, p pixels per side.
 """
@@ -78,8 +78,9 @@ class ImageTiles:
             window = self.window_px(name)
             if window > max(image.height, image.width):
                 raise ValueError(
-                    f"A tile of {self.tile_um:g} µm would be {window:.0f} pixels wide at {self.um_per_px[name]:.4g} µm per pixel, "
-                    f"more than the image{_of(name)} ({image.width} × {image.height}). Check `um_per_px`."
+                    f"A tile of {self.tile_um:g} µm would be {window:.0f} pixels wide at "
+                    f"{self.um_per_px[name]:.4g} µm per pixel, more than the image{_of(name)} ({image.width} "
+                    f"× {image.height}). Check `um_per_px`."
                 )
             self.outside[here] = _share_outside(self.centre[here], image, window)
 
@@ -123,8 +124,9 @@ def check_pixel_size(um_per_px: float, name: str = "") -> None:
     """Raise if no microscope makes such pixels of tissue."""
     if not LEAST_UM_PER_PX <= um_per_px <= LARGEST_UM_PER_PX:
         raise ValueError(
-            f"A pixel of {um_per_px:.4g} µm{_of(name)} is implausible; expected {LEAST_UM_PER_PX:g} to {LARGEST_UM_PER_PX:g} µm "
-            "(0.25 at 40×, 0.5 at 20×, 3 to 10 for a hires picture). Check `um_per_px` or `spot_pitch_um`."
+            f"A pixel of {um_per_px:.4g} µm{_of(name)} is implausible; expected {LEAST_UM_PER_PX:g} to "
+            f"{LARGEST_UM_PER_PX:g} µm (0.25 at 40×, 0.5 at 20×, 3 to 10 for a hires picture). Check "
+            "`um_per_px` or `spot_pitch_um`."
         )
 
 
@@ -135,14 +137,15 @@ def _check_inside(centre: NDArray[np.float64], image: SourceImage, name: str) ->
     (x0, y0), (x1, y1) = centre.min(axis=0), centre.max(axis=0)
     ratio = max(x1 / image.width, y1 / image.height)
     hint = (
-        f" They would fit an image {ratio:.3g} times as large: is this the hires picture, and do coordinates count pixels of "
-        "the full-resolution image? One spot pitch tells which you have."
+        f" They would fit an image {ratio:.3g} times as large: is this the hires picture, and do coordinates "
+        "count pixels of the full-resolution image? One spot pitch tells which you have."
         if ratio > 1.2
         else " Drop these spots, or check that the image is that of this section."
     )
     raise ValueError(
-        f"{int((~inside).sum())} of {len(centre)} spots lie outside of the image{_of(name)}: it is {image.width} × {image.height} "
-        f"pixels, spots lie at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} pixels.{hint}"
+        f"{int((~inside).sum())} of {len(centre)} spots lie outside of the image{_of(name)}: it is "
+        f"{image.width} × {image.height} pixels, spots lie at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} "
+        f"pixels.{hint}"
     )
 
 
@@ -201,8 +204,9 @@ class StoredTiles:
         missing = [name for name in obs_names if name not in self._place]
         if missing:
             raise ValueError(
-                f"{len(missing)} of {len(obs_names)} spots have no stored tile, such as {some(missing)}; the files have "
-                f"{len(self._place)} tiles, such as {some(self._place)}. Tiles are joined by `obs_names`."
+                f"{len(missing)} of {len(obs_names)} spots have no stored tile, such as {some(missing)}; the "
+                f"files have {len(self._place)} tiles, such as {some(self._place)}. Tiles are joined by "
+                "`obs_names`."
             )
         self._names = [str(name) for name in obs_names]
         self.tile_px = self._side_of_first()
@@ -226,7 +230,8 @@ class StoredTiles:
         for i, name in enumerate(names):
             if name in self._place:
                 raise ValueError(
-                    f"The tile of spot {name!r} is stored twice ({self._place[name][0].name!r}, {path.name!r})."
+                    f"The tile of spot {name!r} is stored twice ({self._place[name][0].name!r}, "
+                    f"{path.name!r})."
                 )
             self._place[name] = (path, i)
         return None if um_per_px is None or side is None else float(um_per_px) * float(side)
@@ -266,7 +271,8 @@ def _agreed_size(sizes: list[float | None], given: float | None, tile_px: int) -
     said = {size for size in sizes if size is not None} | ({float(given)} if given is not None else set())
     if not said:
         raise ValueError(
-            f"The files do not say how large their tiles of {tile_px} pixels are (attributes `mpp`, `size_px`). Give `tile_um=`."
+            f"The files do not say how large their tiles of {tile_px} pixels are (attributes `mpp`, "
+            "`size_px`). Give `tile_um=`."
         )
     if max(said) > 1.01 * min(said):
         raise ValueError(
