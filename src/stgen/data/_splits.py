@@ -8,7 +8,7 @@ the spots. Groups are put in order by name first, so the answer does not depend 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,13 +44,14 @@ def split_groups(
     names, codes, sizes = np.unique(np.asarray(groups).astype(str), return_inverse=True, return_counts=True)
     role = np.full(len(names), _keys.TRAIN, dtype=object)
     shuffled = np.random.default_rng(random_state).permutation(len(names))
+    validation, test = _plain(validation), _plain(test)
     wanted = ((_keys.TEST, test), (_keys.VALIDATION, validation))
     # named groups first: a share must not draw a group that the user wanted elsewhere
     for label, share in wanted:
-        if not isinstance(share, Real):
+        if not isinstance(share, (int, float)):
             _assign_named(role, names, label, share, what)
     for label, share in wanted:
-        if isinstance(share, Real):
+        if isinstance(share, (int, float)):
             free = shuffled[role[shuffled] == _keys.TRAIN]
             # one group stays for training, and one for validation while that is still to be drawn
             n_kept = 2 if label == _keys.TEST and _is_drawn(validation) else 1
@@ -82,8 +83,13 @@ def _assign_named(
     role[chosen] = label
 
 
+def _plain(share: Any) -> Share:
+    """Numbers of numpy as numbers of Python; names as they are."""
+    return float(share) if np.isscalar(share) and not isinstance(share, str) else share
+
+
 def _is_drawn(share: Share) -> bool:
-    return isinstance(share, Real) and share > 0
+    return isinstance(share, (int, float)) and share > 0
 
 
 def _draw(
