@@ -31,6 +31,11 @@ def test_a_share_above_zero_takes_at_least_one_group_and_leaves_one_for_each_rol
     ]
 
 
+def test_a_number_of_numpy_is_a_share():
+    split = split_groups(np.arange(8), test=np.float32(0.25))
+    assert (split == "test").sum() == 2
+
+
 def test_zero_takes_none():
     assert set(split_groups(np.arange(50), validation=0, test=0)) == {"train"}
 

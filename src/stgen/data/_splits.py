@@ -85,7 +85,7 @@ def _assign_named(
 
 def _plain(share: Any) -> Share:
     """Numbers of numpy as numbers of Python; names as they are."""
-    return float(share) if np.isscalar(share) and not isinstance(share, str) else share
+    return share.item() if isinstance(share, np.generic) else share
 
 
 def _is_drawn(share: Share) -> bool:
