@@ -64,3 +64,8 @@ EVALUATION = "evaluation"
 def spread_key(key: str) -> str:
     """Where the spread (standard deviation, counts) of the prediction ``key`` lies."""
     return f"{key}_sd"
+
+
+def normalized_key(key: str) -> str:
+    """Where the expected depth-normalised log-expression that belongs to the prediction ``key`` lies."""
+    return f"{key}_normalized"

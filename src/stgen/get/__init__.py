@@ -1,1 +1,9 @@
+"""Results back out: tidy tables, and AnnData that scanpy can go on with. Nothing is written.
 
+Predictions lie in an AnnData as arrays, which files can hold whatever genes are called; here they get their names back.
+"""
+
+from ._gene_groups import gene_groups
+from ._prediction import as_anndata, prediction
+
+__all__ = ["as_anndata", "gene_groups", "prediction"]

@@ -4,5 +4,6 @@ Functions run models from :mod:`stgen.models` or score what they wrote; paramete
 """
 
 from ._evaluate import evaluate
+from ._genar import genar_predict
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "genar_predict"]

@@ -1,0 +1,230 @@
+"""Sections to train on, put together in one table of our own, so that nothing of the user's is touched or marked.
+
+Genes are those that all sections have; the panel is chosen from training rows by the rule of :func:`stgen.pp.gene_panel`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import sparse
+
+from stgen import _keys
+from stgen.data._fields import (
+    CoordinatesField,
+    CountsField,
+    HistologyField,
+    SplitField,
+    align_genes,
+    check_counts,
+    check_unique,
+    read_counts,
+    some,
+)
+from stgen.pp._editing import check_adata, obs_column
+from stgen.pp._gene_panel import rank_by_mean_and_sd
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+logger = logging.getLogger("stgen")
+
+
+class Slots(NamedTuple):
+    """Where the sections keep what a model reads. ``None`` among the columns: there is none."""
+
+    layer: str | None
+    histology: str
+    spatial: str
+    library: str | None
+    patient: str | None
+    split: str | None
+
+
+def training_table(
+    train_on: Any,
+    slots: Slots,
+    *,
+    genes: Sequence[str] | None,
+    n_genes: int,
+) -> tuple[AnnData, Slots]:
+    """Counts of the panel, histology and places of all sections in one AnnData, and the slots they are in.
+
+    Parameters
+    ----------
+    train_on
+        One AnnData, a list of them, or a mapping from section to AnnData.
+    slots
+        Where to read; columns that are ``None`` are looked for under their usual names.
+    genes
+        The panel. ``None``: that of ``var["gene_panel"]``, else chosen.
+    n_genes
+        Largest size of a chosen panel.
+    """
+    from anndata import AnnData
+
+    names, sections = _named_sections(train_on)
+    slots = _found_columns(sections, slots, several=names is not None)
+    histology, xy = _inputs(sections, names, slots)
+    obs = _obs(sections, names, slots)
+    panel = _given_panel(sections, genes)
+    shared = _shared_genes(sections) if panel is None else panel
+    field = CountsField(slots.layer)
+    blocks = [
+        read_counts(field.matrix(one), align_genes(shared, one.var_names, var=one.var)) for one in sections
+    ]
+    counts = blocks[0] if len(blocks) == 1 else _stacked(blocks)
+    if panel is None and len(shared) > n_genes:
+        chosen = _chosen_panel(counts, shared, n_genes, _training_rows(obs, slots.split))
+        counts, shared = counts[:, chosen], shared[chosen]
+    table = AnnData(counts, obs=obs, var=pd.DataFrame(index=shared))
+    table.obsm[slots.histology], table.obsm[slots.spatial] = histology, xy
+    record = sections[0].uns.get(_keys.HISTOLOGY_PARAMS)
+    if record is not None:
+        table.uns[_keys.HISTOLOGY_PARAMS] = record
+    return table, slots
+
+
+def _named_sections(train_on: Any) -> tuple[list[str] | None, list[AnnData]]:
+    """Sections with their names; no names for an AnnData that is not in a list."""
+    if isinstance(train_on, Mapping):
+        names, sections = [str(name) for name in train_on], list(train_on.values())
+    elif isinstance(train_on, list | tuple):
+        sections = list(train_on)
+        names = [f"section_{i + 1}" for i in range(len(sections))]
+    else:
+        names, sections = None, [train_on]
+    if not sections:
+        raise ValueError("`train_on` is empty; give an AnnData or a list of sections.")
+    for one in sections:
+        check_adata(one, copy=False)
+    return names, sections
+
+
+def _found_columns(sections: list[AnnData], slots: Slots, *, several: bool) -> Slots:
+    """Columns as they are called here; the library column of a list is made where sections have none."""
+
+    def found(key: str | None, usual: str) -> str | None:
+        everywhere = all(usual in one.obs for one in sections)
+        return key if key is not None else (usual if everywhere else None)
+
+    library = found(slots.library, _keys.LIBRARY) or (_keys.LIBRARY if several else None)
+    return slots._replace(
+        library=library,
+        patient=found(slots.patient, _keys.PATIENT),
+        split=found(slots.split, _keys.SPLIT),
+    )
+
+
+def _inputs(sections: list[AnnData], names: list[str] | None, slots: Slots) -> tuple[np.ndarray, np.ndarray]:
+    """Histology and places of all sections; what is wrong with one is said before they are put together."""
+    histology, place = HistologyField(slots.histology), CoordinatesField(slots.spatial, slots.library)
+    counts = CountsField(slots.layer)
+    facts = histology.facts(sections[0])
+    for i, one in enumerate(sections):
+        where = "" if names is None else f" of section {names[i]!r}"
+        check_unique(
+            one.var_names, f"Gene names{where}", "Run `adata.var_names_make_unique()` or drop the copies."
+        )
+        check_counts(counts.matrix(one), counts.name + where)
+        histology.compare(facts, one)
+    places = [place.read(one)[0] for one in sections]
+    return np.concatenate([histology.read(one) for one in sections]), np.concatenate(places)
+
+
+def _obs(sections: list[AnnData], names: list[str] | None, slots: Slots) -> pd.DataFrame:
+    """The columns that training asks for, and names of spots that are unique."""
+    parts = []
+    for i, one in enumerate(sections):
+        kept = [key for key in (slots.library, slots.patient, slots.split) if key is not None]
+        part = {key: obs_column(one, key).astype(str) for key in kept if names is None or key in one.obs}
+        if names is not None and slots.library not in one.obs:
+            part[str(slots.library)] = pd.Series(names[i], index=one.obs_names)
+        missing = [key for key in kept if key not in part]
+        if missing:
+            raise KeyError(f"obs[{missing[0]!r}] does not exist; obs has {list(one.obs.columns)}.")
+        parts.append(pd.DataFrame(part, index=one.obs_names))
+    if names is not None:
+        _check_distinct([part[slots.library] for part in parts])
+    obs = pd.concat(parts)
+    if not obs.index.is_unique:
+        obs.index = [f"{name}-{i}" for i, part in enumerate(parts) for name in part.index]
+    return obs
+
+
+def _check_distinct(columns: list[pd.Series]) -> None:
+    """Two AnnDatas of a list are two sections."""
+    seen: set[str] = set()
+    for column in columns:
+        twice = sorted(seen & set(column))
+        if twice:
+            raise ValueError(
+                f"Section {some(twice)} is in two AnnDatas of `train_on`. Give each section once, or name them: "
+                "`train_on={'first': adata, …}` without that column."
+            )
+        seen |= set(column)
+
+
+def _given_panel(sections: list[AnnData], genes: Sequence[str] | None) -> pd.Index | None:
+    """The user's genes, else the panel that the sections carry."""
+    if genes is not None:
+        panel = pd.Index([genes] if isinstance(genes, str) else list(genes)).astype(str)
+        check_unique(panel, "`genes`", "Name every gene once.")
+        return panel
+    if not all(_keys.PANEL in one.var for one in sections):
+        return None
+    panels = [one.var_names[one.var[_keys.PANEL].to_numpy(dtype=bool)].astype(str) for one in sections]
+    if any(set(panel) != set(panels[0]) for panel in panels):
+        raise ValueError(
+            f"The sections carry different panels in var[{_keys.PANEL!r}]. Name one with `genes=`, or drop the column to "
+            "have one chosen from all of them."
+        )
+    return panels[0]
+
+
+def _shared_genes(sections: list[AnnData]) -> pd.Index:
+    """Genes that all sections have, in the order of the first."""
+    first = sections[0].var_names.astype(str)
+    shared = first
+    for one in sections[1:]:
+        found = one.var_names.astype(str)
+        if not shared.isin(found).any():
+            align_genes(shared, found, var=one.var)  # says what is likely wrong
+        shared = shared[shared.isin(found)]
+    most = max(one.n_vars for one in sections)
+    if len(shared) < most:
+        logger.warning(
+            "The sections have %s genes; only the %d that all of them have are used.",
+            " and ".join(sorted({str(one.n_vars) for one in sections})),
+            len(shared),
+        )
+    return shared
+
+
+def _stacked(blocks: list[Any]) -> Any:
+    if any(sparse.issparse(block) for block in blocks):
+        return sparse.vstack([sparse.csr_matrix(block) for block in blocks], format="csr")
+    return np.concatenate(blocks)
+
+
+def _training_rows(obs: pd.DataFrame, split: str | None) -> np.ndarray:
+    from anndata import AnnData
+
+    mask = np.zeros(len(obs), dtype=bool)
+    mask[SplitField(split).rows(AnnData(obs=obs))[0]] = True
+    return mask
+
+
+def _chosen_panel(counts: Any, genes: pd.Index, n_genes: int, rows: np.ndarray) -> np.ndarray:
+    """Columns of the panel, best first."""
+    order = rank_by_mean_and_sd(counts, genes.tolist(), rows=rows)
+    if len(order) < n_genes:
+        raise ValueError(
+            f"Only {len(order)} genes have counts in the {int(rows.sum())} training rows, so that a panel of {n_genes} would "
+            "hold silent genes. Lower `n_genes`."
+        )
+    return order[:n_genes]
