@@ -1,8 +1,8 @@
 """The contract every model keeps, ours and other people's: :func:`check_model`.
 
-Each promise is one small function whose name is the promise and whose error says what was found. A model brings a small
-:class:`Example` (data, how to set it up, how short to train, which verb applies it) as ``Model.example()``. A test file
-of a package that adds a model is three lines:
+Each promise is one small function whose name is the promise and whose error says what was found. A model
+brings a small :class:`Example` (data, how to set it up, how short to train, which verb applies it) as
+``Model.example()``. A test file of a package that adds a model is three lines:
 
 >>> import pytest
 >>> from stgen.testing import CHECKS, check_model
@@ -109,7 +109,7 @@ def as_array(answer: Any) -> np.ndarray:
     return np.asarray(answer)
 
 
-# -------------------------------------------------------------------------------------------------------------- promises
+# --------------------------------------------------------------------------------------------------- promises
 
 
 def an_untrained_verb_explains_itself(case: Case) -> None:
@@ -133,7 +133,7 @@ def one_seed_gives_one_result(case: Case) -> None:
 
 
 def global_random_state_is_left_alone(case: Case) -> None:
-    """Neither setting up, training nor asking moves the generators of Python, NumPy or torch, or torch's flags."""
+    """Nothing moves the global generators of Python, NumPy or torch, or torch's deterministic flags."""
     adata = case.data()
     steps: list[tuple[str, Callable[[], Any]]] = [
         ("setup_anndata", lambda: case.Model.setup_anndata(adata, **case.example.setup)),
@@ -174,7 +174,7 @@ def permuting_genes_changes_nothing(case: Case) -> None:
 
 
 def poisoned_test_rows_change_nothing(case: Case) -> None:
-    """Nothing of the test rows reaches a fitted model: not its targets, and not its inputs if sections are apart."""
+    """Nothing of the test rows reaches a fitted model: no targets, and no inputs if sections are apart."""
     _poison_has_no_effect(case, _keys.TEST)
 
 
@@ -220,7 +220,8 @@ def one_batch_can_be_overfitted(case: Case, n_steps: int = 200, n_rows: int = 8)
     if not (np.isfinite(after) and after < before and confused - after > 0.05 * abs(confused)):
         _broken(
             f"after {n_steps} steps on {n_rows} rows the loss went from {before:.4g} to {after:.4g}, and is "
-            f"{confused:.4g} when the targets of the rows are swapped: the network does not learn which is which"
+            f"{confused:.4g} when the targets of the rows are swapped: the network does not learn which is "
+            "which"
         )
 
 
@@ -233,7 +234,7 @@ def saved_and_loaded_it_answers_the_same(case: Case) -> None:
 
 
 def a_resumed_training_equals_an_uninterrupted_one(case: Case) -> None:
-    """Training that stops after an epoch and goes on from its checkpoint ends with the same answers, to the last bit."""
+    """Training that stops and goes on from its checkpoint ends with the same answers, to the last bit."""
     with tempfile.TemporaryDirectory() as folder:
         model = case.build(case.data())
         _stop_after_first_checkpoint(model)
@@ -261,7 +262,7 @@ def inputs_without_targets_suffice(case: Case) -> None:
 
 
 def adata_changes_only_under_documented_keys(case: Case) -> None:
-    """Set-up leaves the two marks of scvi-tools in `uns`; training and asking leave nothing, and a view stays a view."""
+    """Set-up leaves scvi-tools' two marks in `uns`; training and asking leave nothing; views stay views."""
     adata, before = case.data(), case.data()
     model = case.fit(adata)
     case.ask(model)
@@ -351,7 +352,7 @@ def check_model(
         raise BrokenPromiseError(f"{Model.__name__} breaks its contract.\n" + "\n".join(broken))
 
 
-# --------------------------------------------------------------------------------------------------------------- helpers
+# ---------------------------------------------------------------------------------------------------- helpers
 
 
 def _broken(what: str) -> None:

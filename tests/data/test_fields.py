@@ -46,7 +46,7 @@ def make(counts=None, *, n_features=4, **obs):
     return adata
 
 
-# counts ----------------------------------------------------------------------------------------------------------
+# counts -----------------------------------------------------------------------------------------------------
 
 LAYOUTS = {
     "dense": np.asarray,
@@ -166,7 +166,7 @@ def test_genes_with_slashes_and_large_counts_are_fine():
     np.testing.assert_array_equal(CountsField().read(adata), adata.X)
 
 
-# gene names ------------------------------------------------------------------------------------------------------
+# gene names -------------------------------------------------------------------------------------------------
 
 
 def test_genes_are_found_by_name_in_any_order():
@@ -210,7 +210,7 @@ def test_repeated_names_are_refused_before_matching():
         align_genes(["A"], ["A", "A"])
 
 
-# histology -------------------------------------------------------------------------------------------------------
+# histology --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["array", "float64", "frame", "sparse", "fortran"])
@@ -293,7 +293,7 @@ def test_another_encoder_or_tile_size_is_refused_at_prediction():
     HistologyField().compare(HistologyField().facts(silent), other)
 
 
-# coordinates -----------------------------------------------------------------------------------------------------
+# coordinates ------------------------------------------------------------------------------------------------
 
 
 def test_coordinates_must_exist_and_be_flat():
@@ -401,7 +401,7 @@ def test_a_new_slide_may_lack_the_section_column():
     CoordinatesField(library_key="section").compare(facts, make())
 
 
-# split and patients ----------------------------------------------------------------------------------------------
+# split and patients -----------------------------------------------------------------------------------------
 
 
 def test_a_split_gives_three_sets_of_rows():
@@ -454,7 +454,7 @@ def test_patients_kept_apart_are_silent():
         check_patients(adata, PatientField(), SplitField("split"))
 
 
-# observations and saving -----------------------------------------------------------------------------------------
+# observations and saving ------------------------------------------------------------------------------------
 
 
 def test_too_few_spots_and_repeated_names_are_refused():

@@ -1,4 +1,4 @@
-"""The smallest model the base can carry: counts ~ Poisson(exp(linear in histology)), and a tissue where that is true.
+"""The smallest model the base can carry: counts ~ Poisson(exp(linear)), and a tissue where that is true.
 
 scvi-tools takes seconds to import, so the model is made inside a fixture, on first use.
 """

@@ -37,7 +37,7 @@ def inputs_only(adata):
     return ad.AnnData(obs=pd.DataFrame(index=adata.obs_names), obsm=dict(adata.obsm), uns={})
 
 
-# setting up ------------------------------------------------------------------------------------------------------
+# setting up -------------------------------------------------------------------------------------------------
 
 
 def test_only_two_marks_are_left(linear, tissue):
@@ -146,7 +146,7 @@ def test_a_patient_on_both_sides_of_the_split_is_named(linear):
         linear.Model.setup_anndata(tissue, **linear.keys)
 
 
-# building --------------------------------------------------------------------------------------------------------
+# building ---------------------------------------------------------------------------------------------------
 
 
 def test_config_preset_and_changes_meet_in_one_config(linear, tissue):
@@ -194,7 +194,7 @@ def test_a_model_introduces_itself(linear, tissue, keep):
     assert model.summary_string == repr(model)
 
 
-# training --------------------------------------------------------------------------------------------------------
+# training ---------------------------------------------------------------------------------------------------
 
 
 def test_history_is_what_scvi_users_expect(keep):
@@ -289,7 +289,7 @@ def test_the_seed_of_training_defaults_to_the_settings(linear, tissue, monkeypat
     assert set_up(linear, tissue).training_defaults.random_state == 11
 
 
-# resuming --------------------------------------------------------------------------------------------------------
+# resuming ---------------------------------------------------------------------------------------------------
 
 
 def test_resuming_asks_for_the_same_model_data_and_options(linear, tissue, tmp_path):
@@ -326,7 +326,7 @@ def test_checkpoints_are_as_rare_as_asked(linear, tissue, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-# applying --------------------------------------------------------------------------------------------------------
+# applying ---------------------------------------------------------------------------------------------------
 
 
 def test_an_unfitted_model_explains_itself(linear, tissue):
@@ -421,7 +421,7 @@ def test_new_data_can_take_the_place_of_the_old(keep, linear, tissue):
     assert not set(_keys.SETUP_MARKS) & set(tissue.uns)
 
 
-# saving ----------------------------------------------------------------------------------------------------------
+# saving -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_a_model_keeps_its_promise(name, promise, cases):
     CHECKS[promise](case_of(cases, getattr(stg.models, name)))
 
 
-# models that break one promise each ------------------------------------------------------------------------------
+# models that break one promise each -------------------------------------------------------------------------
 
 
 def broken_promises(Model):

@@ -1,4 +1,4 @@
-"""A network and a table without AnnData or scvi-tools: linear regression, with switches for what tests need."""
+"""A network and a table without AnnData or scvi-tools: linear regression, with switches."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def assert_same(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-# what is learned -------------------------------------------------------------------------------------------------
+# what is learned --------------------------------------------------------------------------------------------
 
 
 def test_a_line_is_found(line, table, sides):
@@ -101,7 +101,7 @@ def test_gradients_are_clipped(line, table, sides):
     assert min(norms) > 1
 
 
-# which weights are kept ------------------------------------------------------------------------------------------
+# which weights are kept -------------------------------------------------------------------------------------
 
 
 def test_early_stopping_keeps_the_best_weights(line, table, sides):
@@ -189,7 +189,7 @@ def test_the_running_average_equals_a_slow_loop(line, table, sides):
     torch.testing.assert_close(averages[-1], slow)
 
 
-# repeating and resuming ------------------------------------------------------------------------------------------
+# repeating and resuming -------------------------------------------------------------------------------------
 
 
 def test_one_seed_gives_one_result_and_another_another(line, table, sides):
@@ -260,7 +260,7 @@ def test_preparation_sees_training_rows_only_and_is_seeded(line, table, sides):
     assert networks[0].mean == pytest.approx(float(table.y[:40].mean()))
 
 
-# the session -----------------------------------------------------------------------------------------------------
+# the session ------------------------------------------------------------------------------------------------
 
 
 def test_global_state_is_left_as_found(line, table, sides):

@@ -1,11 +1,13 @@
 """What a model reads from an AnnData, checked at the door.
 
-A field names one slot, says what is expected there, and knows whether it is a *target*: a slide with H&E and no genes
-at all must be predictable, so applying a model reads its inputs only. Fields keep facts of the data they were
-registered with (widths, gene names, the encoder) and compare new data with those facts, by name where there are names.
+A field names one slot, says what is expected there, and knows whether it is a *target*: a slide with H&E and
+no genes at all must be predictable, so applying a model reads its inputs only. Fields keep facts of the data
+they were registered with (widths, gene names, the encoder) and compare new data with those facts, by name
+where there are names.
 
-Fields speak the protocol of scvi-tools' ``AnnDataManager`` (``register_field`` and its relatives) without importing it.
-Facts are JSON-able, because a saved model keeps them as json. Errors say what was expected, what was found, and what to do.
+Fields speak the protocol of scvi-tools' ``AnnDataManager`` (``register_field`` and its relatives) without
+importing it. Facts are JSON-able, because a saved model keeps them as json. Errors say what was expected,
+what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ N_VALUES_AT_ONCE = 2**24
 """Values that are looked at in one check."""
 
 
-# ---------------------------------------------------------------------------------------------------------- counts
+# ----------------------------------------------------------------------------------------------------- counts
 
 
 def check_counts(X: Any, name: str = "X") -> None:
@@ -102,7 +104,7 @@ def read_counts(X: Any, genes: np.ndarray | None = None) -> sparse.csr_matrix | 
     return blocks[0] if len(blocks) == 1 else sparse.vstack(blocks, format="csr")
 
 
-# ---------------------------------------------------------------------------------------------------------- fields
+# ----------------------------------------------------------------------------------------------------- fields
 
 
 @dataclass(frozen=True)
@@ -216,14 +218,14 @@ class CountsField(Field):
         n_empty = int((np.concatenate(totals) == 0).sum())
         if n_empty:
             warn(
-                f"{n_empty} of {adata.n_obs} spots have no counts in {self.name}; a model learns that they are empty. "
-                "Drop them unless that is what they are.",
+                f"{n_empty} of {adata.n_obs} spots have no counts in {self.name}; a model learns that they "
+                "are empty. Drop them unless that is what they are.",
             )
         constant = adata.var_names[lowest == highest]
         if len(constant):
             warn(
-                f"{len(constant)} of {adata.n_vars} genes have the same count in every spot, such as {some(constant)}; "
-                "nothing can be learned about them and most scores are undefined.",
+                f"{len(constant)} of {adata.n_vars} genes have the same count in every spot, such as "
+                f"{some(constant)}; nothing can be learned about them and most scores are undefined.",
             )
 
     def read(self, adata: AnnData, genes: Sequence[str] | None = None) -> sparse.csr_matrix | np.ndarray:
@@ -275,8 +277,10 @@ class HistologyField(Field):
         finite = finite_rows(array)
         if not finite.all():
             raise ValueError(
-                f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} spots have NaN or infinite "
-                f"features, such as {some(adata.obs_names[~finite])}. Drop these spots or embed their tiles again."
+                f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} spots have NaN "
+                "or infinite "
+                f"features, such as {some(adata.obs_names[~finite])}. Drop these spots or embed their tiles "
+                "again."
             )
         return array
 
@@ -298,18 +302,18 @@ class HistologyField(Field):
         found = self.facts(adata)
         if found["n_features"] != facts["n_features"]:
             raise ValueError(
-                f"obsm[{self.key!r}] must have the {facts['n_features']} features the model was fitted with; it has "
-                f"{found['n_features']}. Embed with the same encoder{_named(facts['encoder'])}."
+                f"obsm[{self.key!r}] must have the {facts['n_features']} features the model was fitted "
+                f"with; it has {found['n_features']}. Embed with the same encoder{_named(facts['encoder'])}."
             )
         if facts["encoder"] and found["encoder"] and found["encoder"] != facts["encoder"]:
             raise ValueError(
-                f"The model was fitted on features of the encoder {facts['encoder']!r}; obsm[{self.key!r}] comes from "
-                f"{found['encoder']!r}. Embed with {facts['encoder']!r}."
+                f"The model was fitted on features of the encoder {facts['encoder']!r}; obsm[{self.key!r}] "
+                f"comes from {found['encoder']!r}. Embed with {facts['encoder']!r}."
             )
         if facts["tile_um"] and found["tile_um"] and abs(found["tile_um"] / facts["tile_um"] - 1) > 0.01:
             raise ValueError(
-                f"The model was fitted on tiles of {facts['tile_um']:g} µm; these are {found['tile_um']:g} µm wide. "
-                "Cut tiles of the same size: `stg.pp.histology_tiles`."
+                f"The model was fitted on tiles of {facts['tile_um']:g} µm; these are {found['tile_um']:g} "
+                "µm wide. Cut tiles of the same size: `stg.pp.histology_tiles`."
             )
 
 
@@ -364,8 +368,8 @@ class CoordinatesField(Field):
         finite = finite_rows(xy)
         if not finite.all():
             raise ValueError(
-                f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} spots have NaN or infinite "
-                f"coordinates, such as {some(adata.obs_names[~finite])}. Drop these spots."
+                f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} spots have NaN "
+                f"or infinite coordinates, such as {some(adata.obs_names[~finite])}. Drop these spots."
             )
         section = self._sections(adata)
         if section is None:
@@ -380,7 +384,8 @@ class CoordinatesField(Field):
         column = adata.obs[self.library_key]
         if column.isna().any():
             raise ValueError(
-                f"obs[{self.library_key!r}] must name the section of every spot; {int(column.isna().sum())} are missing."
+                f"obs[{self.library_key!r}] must name the section of every spot; {int(column.isna().sum())} "
+                "are missing."
             )
         return pd.factorize(column, sort=True)[0]
 
@@ -401,7 +406,7 @@ class CoordinatesField(Field):
 
 @dataclass(frozen=True)
 class PatientField(Field):
-    """Which patient a spot comes from: kept in the model card, and checked not to be on both sides of the split."""
+    """Which patient a spot comes from: for the model card, and checked against the split."""
 
     key: str | None = None
 
@@ -458,15 +463,16 @@ class SplitField(Field):
             return np.arange(adata.n_obs), nothing, nothing
         if self.key not in adata.obs:
             raise KeyError(
-                f"obs[{self.key!r}] does not exist; obs has {list(adata.obs.columns)}. Write it with `stg.pp.split`."
+                f"obs[{self.key!r}] does not exist; obs has {list(adata.obs.columns)}. Write it with "
+                "`stg.pp.split`."
             )
         column = adata.obs[self.key].astype(object).to_numpy()
         names = (_keys.TRAIN, _keys.VALIDATION, _keys.TEST)
         strange = [value for value in pd.unique(column) if value not in (*names, _keys.BUFFER)]
         if strange:
             raise ValueError(
-                f"obs[{self.key!r}] must hold {', '.join(map(repr, names))}; found {some(map(repr, strange))}. "
-                "Write it with `stg.pp.split`."
+                f"obs[{self.key!r}] must hold {', '.join(map(repr, names))}; found "
+                f"{some(map(repr, strange))}. Write it with `stg.pp.split`."
             )
         train, validation, test = (np.flatnonzero(column == name) for name in names)
         if len(train) == 0:
@@ -485,8 +491,8 @@ def check_patients(adata: AnnData, patient: PatientField, split: SplitField) -> 
     if both:
         where = ", ".join(repr(name) for name, patients in sides.items() if patients & both)
         warn(
-            f"Patient {some(sorted(both))} is in both {_keys.TRAIN!r} and {where} of obs[{split.key!r}]: scores will be of "
-            "known patients. Split by patient (`stg.pp.split`) to score new ones."
+            f"Patient {some(sorted(both))} is in both {_keys.TRAIN!r} and {where} of obs[{split.key!r}]: "
+            "scores will be of known patients. Split by patient (`stg.pp.split`) to score new ones."
         )
 
 

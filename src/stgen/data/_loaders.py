@@ -1,8 +1,9 @@
-"""Tables to tensors: a sample is an index array, and a batch is gathered by indexing, never collated row by row.
+"""Tables to tensors: a sample is an index array; a batch is gathered by indexing, not collated row by row.
 
-:class:`SpotTable` reads an AnnData once, through its fields, into tensors; :meth:`SpotTable.batch` answers row numbers
-with a batch dict. :class:`Batches` says which rows come together: in order for prediction and preparation, shuffled by
-seed and epoch for training. Lightning takes any iterable, so there is no per-sample work between table and network.
+:class:`SpotTable` reads an AnnData once, through its fields, into tensors; :meth:`SpotTable.batch` answers
+row numbers with a batch dict. :class:`Batches` says which rows come together: in order for prediction and
+preparation, shuffled by seed and epoch for training. Lightning takes any iterable, so there is no per-sample
+work between table and network.
 
 n spots, B batch, F features, k neighbours, G genes.
 """
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 DENSE_COUNTS_BYTES = 512 * 1024**2
-"""Counts up to this size are kept dense: gathering rows of a dense tensor is several times faster than of CSR."""
+"""Counts up to this size are kept dense: rows of a dense tensor are gathered several times faster."""
 
 
 class Table(Protocol):
@@ -53,7 +54,7 @@ class SpotTable:
     """Row numbers of the nearest spots of the same section."""
     counts_nG: Tensor | sparse.csr_matrix | None = None
     unit_n: Tensor | None = None
-    """What a spot shares its errors with, for cross-fitting: its patient, section or a random fifth. With targets."""
+    """What a spot shares errors with, for cross-fitting: patient, section or a random fifth. With targets."""
 
     @classmethod
     def read(
@@ -65,7 +66,7 @@ class SpotTable:
         targets: bool = True,
         genes: Sequence[str] | None = None,
     ) -> SpotTable:
-        """Read what ``fields`` name, checked. Targets stay unread unless asked for; ``genes`` sets their order."""
+        """Read what ``fields`` name, checked; targets only if asked for, in the order of ``genes``."""
         by_key = {field.registry_key: field for field in fields}
         histology, place, counts = (by_key[key] for key in ("histology", "xy", "counts"))
         assert isinstance(histology, HistologyField)
@@ -197,10 +198,11 @@ class Batches:
     rows
         Row numbers.
     batch_size
-        Rows per batch. In order, all batches but the last are full; shuffled, they differ by one row at most, so that no
-        small last batch gets the weight of a full one.
+        Rows per batch. In order, all batches but the last are full; shuffled, they differ by one row at
+        most, so that no small last batch gets the weight of a full one.
     seed
-        ``None`` keeps the order. Else a function that gives the seed of the coming epoch, asked when it begins.
+        ``None`` keeps the order. Else a function that gives the seed of the coming epoch, asked when it
+        begins.
     part
         ``(i, n)``: which of ``n`` processes this is; each sees its own share of every batch.
     """

@@ -87,7 +87,7 @@ def _naming_hint(expected: pd.Index, found: pd.Index, var: pd.DataFrame | None) 
         learned, given = kinds if looks_like_ensembl(expected) else kinds[::-1]
         return f"The model learned {learned}, these look like {given}: rename `var_names`."
     if expected.str.upper().isin(found.str.upper()).sum() > n_here:
-        return "Some match when upper and lower case are ignored: is it the same species, written in the same way?"
+        return "Some match when upper and lower case are ignored: is it the same species, spelt the same way?"
     bare = expected.str.replace(r"\.\d+$", "", regex=True)
     if bare.isin(found.str.replace(r"\.\d+$", "", regex=True)).sum() > n_here:
         return "Some match without the version suffix (`.1`): strip it on both sides."

@@ -12,7 +12,7 @@ from stgen import _keys
 
 
 def spot_pitch(xy: np.ndarray, section: np.ndarray | None = None) -> float:
-    """Median distance of a spot to its nearest neighbour in the same section; NaN if no section has two spots."""
+    """Median distance to the nearest spot of the same section; NaN if no section has two spots."""
     section = np.zeros(len(xy), dtype=np.int64) if section is None else section
     distances = []
     for code in np.unique(section):
@@ -25,14 +25,14 @@ def spot_pitch(xy: np.ndarray, section: np.ndarray | None = None) -> float:
 
 
 def check_scale(xy: np.ndarray, section: np.ndarray | None, uns: Any, key: str = _keys.SPATIAL) -> None:
-    """Raise if coordinates are plainly not µm: an implausible pitch, or a scale in ``uns`` that nobody applied."""
+    """Raise if coordinates are plainly not µm, by their pitch or by a scale in ``uns`` that nobody used."""
     remedy = "Convert with `stg.pp.coordinates_in_um`."
     um_per_unit = uns.get(_keys.UM_PER_UNIT)
     converted = _converted(uns, key)
     if um_per_unit is not None and float(um_per_unit) != 1.0 and not converted:
         raise ValueError(
-            f"obsm[{key!r}] must be in µm; uns[{_keys.UM_PER_UNIT!r}] says one unit is {float(um_per_unit):g} µm, "
-            f"and no conversion is recorded in uns[{_keys.SPATIAL_UM!r}]. {remedy}"
+            f"obsm[{key!r}] must be in µm; uns[{_keys.UM_PER_UNIT!r}] says one unit is "
+            f"{float(um_per_unit):g} µm, and no conversion is recorded in uns[{_keys.SPATIAL_UM!r}]. {remedy}"
         )
     pitch = spot_pitch(xy, section)
     if np.isnan(pitch):
@@ -44,15 +44,15 @@ def check_scale(xy: np.ndarray, section: np.ndarray | None, uns: Any, key: str =
         )
     if not 1 <= pitch <= 1000:
         raise ValueError(
-            f"obsm[{key!r}] must be in µm; the median distance between neighbouring spots is {pitch:.4g}, outside "
-            f"1–1000 µm, so these look like pixels or another unit. {remedy}"
+            f"obsm[{key!r}] must be in µm; the median distance between neighbouring spots is {pitch:.4g}, "
+            f"outside 1–1000 µm, so these look like pixels or another unit. {remedy}"
         )
     diameter = _visium_diameter(uns)
     if diameter and not converted and not 90 < pitch < 110 and 1.5 < pitch / diameter < 2.1:
         # Visium: pitch 100 µm, spots 55 to 65 µm, so the ratio betrays pixels of the full-resolution image
         raise ValueError(
-            f"obsm[{key!r}] must be in µm; neighbouring spots are {pitch:.4g} apart where `uns['spatial']` gives spots a "
-            f"diameter of {diameter:.4g} pixels, so these are pixels. {remedy}"
+            f"obsm[{key!r}] must be in µm; neighbouring spots are {pitch:.4g} apart where `uns['spatial']` "
+            f"gives spots a diameter of {diameter:.4g} pixels, so these are pixels. {remedy}"
         )
 
 
@@ -90,14 +90,16 @@ def check_one_section(xy: np.ndarray, obs: pd.DataFrame, key: str = _keys.SPATIA
     for column in _LIBRARY_COLUMNS:
         if column in obs and obs[column].nunique() > 1 and _overlap(xy, obs[column]):
             raise ValueError(
-                f"Without `library_key` all spots are one section, but obs[{column!r}] has {obs[column].nunique()} values "
-                f"whose spots overlap in obsm[{key!r}]. Say `library_key={column!r}`, or move the sections apart."
+                f"Without `library_key` all spots are one section, but obs[{column!r}] has "
+                f"{obs[column].nunique()} values "
+                f"whose spots overlap in obsm[{key!r}]. Say `library_key={column!r}`, or move the sections "
+                "apart."
             )
     n_copies = len(xy) - len(np.unique(xy, axis=0))
     if len(xy) > 1 and n_copies > 0.1 * len(xy):
         raise ValueError(
-            f"{n_copies} of {len(xy)} spots lie exactly on another spot in obsm[{key!r}]. Overlapping sections need "
-            "`library_key=`, the column of `obs` that tells them apart."
+            f"{n_copies} of {len(xy)} spots lie exactly on another spot in obsm[{key!r}]. Overlapping "
+            "sections need `library_key=`, the column of `obs` that tells them apart."
         )
 
 

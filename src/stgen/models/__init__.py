@@ -1,7 +1,7 @@
-"""Models with the verbs scvi-tools users know: ``setup_anndata → Model(adata) → train → predict → save/load``.
+"""Models with the verbs of scvi-tools: ``setup_anndata → Model(adata) → train → predict → save/load``.
 
-Their methods return arrays and never write into an AnnData; :mod:`stgen.tl` writes. Opening this door is cheap:
-scvi-tools and torch are imported when a model is first touched.
+Their methods return arrays and never write into an AnnData; :mod:`stgen.tl` writes. Opening this door is
+cheap: scvi-tools and torch are imported when a model is first touched.
 """
 
 from __future__ import annotations

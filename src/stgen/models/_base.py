@@ -1,8 +1,8 @@
-"""What every model shares: the conversation between AnnData, networks and files. The only module that imports scvi-tools.
+"""What models share: the talk between AnnData, networks and files. The one module that imports scvi-tools.
 
-A model registers fields (what it reads), builds a network (config, widths of the data, sizes found by `prepare`),
-trains it on training rows, and applies it to inputs alone. A concrete model adds a network class, a config class,
-`setup_anndata` and its verb:
+A model registers fields (what it reads), builds a network (config, widths of the data, sizes found by
+`prepare`), trains it on training rows, and applies it to inputs alone. A concrete model adds a network
+class, a config class, `setup_anndata` and its verb:
 
 >>> class Model(STModel):
 ...     _network_class, _config_class = ModelNetwork, ModelConfig
@@ -15,9 +15,9 @@ trains it on training rows, and applies it to inputs alone. A concrete model add
 ...         self._check_fitted("predict")
 ...         return np.concatenate([self.module(batch).cpu().numpy() for batch in self._batches(adata)])
 
-Of scvi-tools we use the registration (`AnnDataManager`), the base class with its words, and device names. Its marks on
-the user's object are two strings in `uns`; applying a model to other data leaves no mark at all, because inputs are
-read through the fields without a manager. Its pickled files are not used.
+Of scvi-tools we use the registration (`AnnDataManager`), the base class with its words, and device names.
+Its marks on the user's object are two strings in `uns`; applying a model to other data leaves no mark at
+all, because inputs are read through the fields without a manager. Its pickled files are not used.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class STModel(BaseModelClass):
             network = self._network_class(self.config, **self._widths(), **sizes)
         return network.eval()
 
-    # ------------------------------------------------------------------------------------------ what a model may change
+    # -------------------------------------------------------------------------------- what a model may change
 
     def _widths(self) -> dict[str, int]:
         """Facts of the data that the network is built with."""
@@ -188,7 +188,7 @@ class STModel(BaseModelClass):
         """A small case on which :func:`stgen.testing.check_model` can try the model."""
         raise NotImplementedError(f"{cls.__name__} brings no example; see `stgen.testing.Example`.")
 
-    # --------------------------------------------------------------------------------------------------------- register
+    # ----------------------------------------------------------------------------------------------- register
 
     @classmethod
     def _register(cls, adata: AnnData, fields: Sequence[Field]) -> None:
@@ -244,7 +244,7 @@ class STModel(BaseModelClass):
             raise ValueError(f"This {type(self).__name__} was loaded without data; say which with `adata=`.")
         return self._adata
 
-    # ------------------------------------------------------------------------------------------------------------- apply
+    # -------------------------------------------------------------------------------------------------- apply
 
     def _batches(
         self,
@@ -254,7 +254,7 @@ class STModel(BaseModelClass):
         indices: Sequence[int] | np.ndarray | None = None,
         batch_size: int | None = None,
     ) -> Iterator[Batch]:
-        """Batches on the model's device, in the order of ``adata`` (or of ``indices``), inputs only unless asked."""
+        """Batches on the device, in the order of ``adata`` or ``indices``; inputs only unless asked."""
         adata = self._data(adata)
         self._check_inputs(adata)
         rows = np.arange(adata.n_obs) if indices is None else positions(indices, adata.n_obs)
@@ -267,8 +267,8 @@ class STModel(BaseModelClass):
         if not self.is_trained_:
             name = type(self).__name__
             raise RuntimeError(
-                f"This {name} is not fitted, so it cannot {verb}. Call `train()` first, or load a fitted one with "
-                f"`{name}.load(folder)`."
+                f"This {name} is not fitted, so it cannot {verb}. Call `train()` first, or load a fitted "
+                f"one with `{name}.load(folder)`."
             )
 
     @property
@@ -277,7 +277,7 @@ class STModel(BaseModelClass):
         tensors = [*self.module.parameters(), *self.module.buffers()]
         return tensors[0].device if tensors else torch.device("cpu")
 
-    # ------------------------------------------------------------------------------------------------------------- train
+    # -------------------------------------------------------------------------------------------------- train
 
     def train(
         self,
@@ -302,8 +302,9 @@ class STModel(BaseModelClass):
     ) -> None:
         """Fit on the training rows of ``split_key``; validation rows choose the epoch, test rows do nothing.
 
-        Without ``split_key`` all rows are for training, for a fixed number of epochs. Called on a fitted model it goes on
-        from the current weights. ``None`` always means the default of the model, see ``training_defaults``.
+        Without ``split_key`` all rows are for training, for a fixed number of epochs. Called on a fitted
+        model it goes on from the current weights. ``None`` always means the default of the model, see
+        ``training_defaults``.
 
         Parameters
         ----------
@@ -320,7 +321,8 @@ class STModel(BaseModelClass):
         gradient_clip
             Largest norm of the gradient; 0 leaves it alone.
         ema_decay
-            Decay per step of a running average of weights, which is validated and kept; 0 keeps the last weights.
+            Decay per step of a running average of weights, which is validated and kept; 0 keeps the last
+            weights.
         early_stopping
             Stop when validation has not improved for ``patience`` epochs, and keep the best weights.
         patience
@@ -423,8 +425,8 @@ class STModel(BaseModelClass):
         )
         if given.get("early_stopping"):
             raise ValueError(
-                f"Early stopping needs validation rows, and {reason}. Write a split with `stg.pp.split` and name it in "
-                "`setup_anndata(split_key=…)`."
+                f"Early stopping needs validation rows, and {reason}. Write a split with `stg.pp.split` and "
+                "name it in `setup_anndata(split_key=…)`."
             )
         logger.warning(
             "%s, so training runs a fixed number of epochs without early stopping.",
@@ -459,7 +461,7 @@ class STModel(BaseModelClass):
         """What the model was fitted on: numbers of spots and epochs, sections and patients by name."""
         return dict(self._card)
 
-    # --------------------------------------------------------------------------------------------------- stop and go on
+    # ----------------------------------------------------------------------------------------- stop and go on
 
     def _checkpointer(
         self, directory: str | Path | None, every: int, rows: tuple[np.ndarray, np.ndarray]
@@ -495,25 +497,27 @@ class STModel(BaseModelClass):
             if facts[name] != value:
                 raise ValueError(
                     f"{directory} holds the training of a model with another {name} "
-                    f"({difference(facts[name], value)}). Build the model as it was, or train without `resume_from`."
+                    f"({difference(facts[name], value)}). Build the model as it was, or train without "
+                    "`resume_from`."
                 )
         if facts["rows"] != digest_of_rows(*rows):
             raise ValueError(
-                f"{directory} holds a training on other rows than these {len(rows[0])} training and {len(rows[1])} "
+                f"{directory} holds a training on other rows than these {len(rows[0])} training and "
+                f"{len(rows[1])} "
                 "validation rows. Use the same AnnData and split, or train without `resume_from`."
             )
         for name, value in given.items():
             if name != "max_epochs" and value != getattr(options, name):
                 raise ValueError(
-                    f"A resumed training keeps its options: `{name}` was {getattr(options, name)!r}; got {value!r}. "
-                    "Only `max_epochs` may be changed."
+                    f"A resumed training keeps its options: `{name}` was {getattr(options, name)!r}; got "
+                    f"{value!r}. Only `max_epochs` may be changed."
                 )
         self.module = self._build(facts["sizes"])
         self.module.load_state_dict(weights)
         self._prepared = True
         return state, dataclasses.replace(options, **given)
 
-    # ------------------------------------------------------------------------------------------------------ save and load
+    # ------------------------------------------------------------------------------------------ save and load
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
         """Write the model into a folder: weights as safetensors, everything else as json. No data is written.
@@ -568,7 +572,8 @@ class STModel(BaseModelClass):
         tensors, facts = read_bundle(Path(dir_path), STEM)
         if facts["class"] != cls.__name__:
             raise ValueError(
-                f"{dir_path} holds a {facts['class']}, not a {cls.__name__}. Load it with `{facts['class']}.load`."
+                f"{dir_path} holds a {facts['class']}, not a {cls.__name__}. Load it with "
+                f"`{facts['class']}.load`."
             )
         config = cls._config_class(**tuples(facts["config"]))
         model = cls(
@@ -657,7 +662,7 @@ class STModel(BaseModelClass):
         folder = _hub().snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns)
         return cls.load(folder, adata, accelerator=accelerator, device=device)
 
-    # -------------------------------------------------------------------------------------------------------------- show
+    # --------------------------------------------------------------------------------------------------- show
 
     def __repr__(self) -> str:
         n_parameters = sum(parameter.numel() for parameter in self.module.parameters())
@@ -675,7 +680,7 @@ class STModel(BaseModelClass):
         return repr(self)
 
 
-# ----------------------------------------------------------------------------------------------------------------- marks
+# ------------------------------------------------------------------------------------------------------ marks
 
 
 def setup_marks(adata: AnnData) -> dict[str, Any]:
@@ -722,7 +727,7 @@ def _own(adata: AnnData) -> None:
     adata._init_as_actual(adata.copy())
 
 
-# --------------------------------------------------------------------------------------------------------------- helpers
+# ---------------------------------------------------------------------------------------------------- helpers
 
 
 def _one_device(accelerator: str, devices: Any) -> tuple[str, Any, torch.device]:

@@ -1,17 +1,17 @@
-"""What every generative network promises: it prepares itself, owns its loss, and names the sizes that rebuild it.
+"""What every generative network promises: it prepares itself, owns its loss, names the sizes that rebuild it.
 
-A batch is a plain dict of tensors; a network never sees an AnnData. The verb a network generates with is its own
-(``predict``, ``impute``, …), and the model that wraps it calls that verb.
+A batch is a plain dict of tensors; a network never sees an AnnData. The verb a network generates with is its
+own (``predict``, ``impute``, …), and the model that wraps it calls that verb.
 
 B batch, F histology features, k neighbours, G genes. A batch of spots holds
 
 - ``index``       (B,) int64, the row of the spot in its AnnData
-- ``key``         (B,) int64, a hash of the spot's name: noise keyed by it follows the spot through any order of rows
+- ``key``         (B,) int64, a hash of the spot's name: noise keyed by it follows the spot
 - ``histology``   (B, F) float32
 - ``neighbours``  (B, k, F) float32, histology of the nearest spots, where a model asks for it
 - ``xy``          (B, 2) float32, µm from the centre of its section
 - ``counts``      (B, G) float32, only where targets are loaded
-- ``unit``        (B,) int64, patient, section or random fifth of the spot, for cross-fitting, with the targets
+- ``unit``        (B,) int64, patient, section or random fifth, for cross-fitting; with the targets
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Loss(NamedTuple):
 class Network(nn.Module):
     """A generative network, constructed as ``NetworkClass(config, **widths, **sizes)``.
 
-    ``widths`` are facts of the data (numbers of features and genes), ``sizes`` are facts that :meth:`prepare` found.
+    ``widths`` are facts of the data (numbers of features and genes), ``sizes`` are facts that
+    :meth:`prepare` found.
     """
 
     def prepare(self, batches: Iterable[Batch]) -> None:
@@ -49,7 +50,7 @@ class Network(nn.Module):
         """
 
     def sizes(self) -> dict[str, Any]:
-        """JSON-able facts found by :meth:`prepare` that the constructor needs before weights can be read back."""
+        """JSON-able facts found by :meth:`prepare` that the constructor needs to rebuild the network."""
         return {}
 
     @abstractmethod

@@ -1,6 +1,7 @@
-"""Tensors and facts on disk: one safetensors file beside one json file that vouches for it. Nothing is unpickled.
+"""Tensors and facts on disk: a safetensors file and a json file that vouches for it. Nothing is unpickled.
 
-The json holds the checksum of the tensors and of itself, the format number and the version of stgen that wrote it.
+The json holds the checksum of the tensors and of itself, the format number and the version of stgen that
+wrote it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ FORMAT = 1
 
 
 def write_bundle(directory: Path, stem: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write ``stem.json`` and the tensors it names. An interrupted write leaves the bundle that was there readable."""
+    """Write ``stem.json`` and the tensors it names. Interrupted, it leaves what was there readable."""
     directory.mkdir(parents=True, exist_ok=True)
     new = directory / f"{stem}.safetensors.part"
     # clones: safetensors refuses tensors that share memory, as tied weights do
@@ -60,8 +61,8 @@ def read_facts(directory: Path, stem: str) -> dict[str, Any]:
         ) from error
     if version > FORMAT:
         raise ValueError(
-            f"{path} has format {version}, written by stgen {written_by}; stgen {stgen.__version__} reads formats up to "
-            f"{FORMAT}. Update with `pip install -U stgen`."
+            f"{path} has format {version}, written by stgen {written_by}; stgen {stgen.__version__} reads "
+            f"formats up to {FORMAT}. Update with `pip install -U stgen`."
         )
     if body.get("checksum") != _checksum(body):
         raise ValueError(f"{path} is not what was saved (its checksum differs): it was changed after saving.")

@@ -28,9 +28,9 @@ class TrainingOptions:
     gradient_clip: float = 1.0
     """Largest norm of the gradient; 0 leaves it alone."""
     ema_decay: float = 0.0
-    """Decay per step of the running average of weights, which is then validated and kept; 0 keeps the last weights."""
+    """Decay per step of a running average of weights, which is validated and kept; 0 keeps the last ones."""
     early_stopping: bool = True
-    """Stop when validation has not improved for ``patience`` epochs and keep the best weights (needs validation rows)."""
+    """Stop when validation has not improved for ``patience`` epochs, and keep the best weights."""
     patience: int = 30
     """Epochs without improvement before stopping."""
     precision: str = "32"

@@ -207,7 +207,7 @@ class TrainingPlan(lightning.LightningModule):
             _copy_parameters(self.network, last)
 
     def on_validation_epoch_start(self) -> None:
-        """Validate the averaged weights, with the same noise in every epoch, so that epochs can be compared."""
+        """Validate the averaged weights, with the same noise in every epoch, to make epochs comparable."""
         self._averaged = self.averaged_weights()
         self._averaged.__enter__()
         seed = self._seed("validation")
@@ -249,7 +249,8 @@ class TrainingPlan(lightning.LightningModule):
     def _check_finite(self, row: dict[str, float]) -> None:
         if not np.isfinite(row["train_loss_epoch"]):
             raise ValueError(
-                f"The loss became {row['train_loss_epoch']} in epoch {self.state.epoch + 1} of {self.n_epochs}: training "
+                f"The loss became {row['train_loss_epoch']} in epoch {self.state.epoch + 1} of "
+                f"{self.n_epochs}: training "
                 f"diverged. Try a lower `lr` (it was {self.options.lr:g}) or a longer `warmup`."
             )
 

@@ -1,4 +1,4 @@
-"""Randomness by seed: the global generators are used inside, because dropout knows no other, and left as found."""
+"""Randomness by seed: global generators are used inside, as dropout knows no other, and left as found."""
 
 from __future__ import annotations
 

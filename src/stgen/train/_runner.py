@@ -44,8 +44,8 @@ def prepare(
 ) -> None:
     """Let the network find what gradients cannot learn, from training rows only.
 
-    This comes before parameters are given to an optimizer and before Lightning starts its processes. Under several
-    processes, rank 0 prepares and sends `sizes()` and the state dict to the others from here.
+    This comes before parameters are given to an optimizer and before Lightning starts its processes. Under
+    several processes, rank 0 prepares and sends `sizes()` and the state dict to the others from here.
     """
     with global_random_state_kept():
         seed_global_generators(seed_from(random_state, "prepare"))
@@ -176,7 +176,7 @@ def quiet_lightning() -> Iterator[None]:
 
 @contextmanager
 def keyboard_interrupts_pass() -> Iterator[None]:
-    """Lightning answers Ctrl-C by leaving Python, deaf to further ones; a notebook needs the KeyboardInterrupt."""
+    """Lightning answers Ctrl-C by leaving Python; a notebook needs the KeyboardInterrupt."""
     in_main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT) if in_main else None
     try:

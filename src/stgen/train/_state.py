@@ -1,7 +1,7 @@
 """Where training stands at the end of an epoch: enough to go on as if it had never stopped.
 
-All randomness of an epoch follows from the seed and the number of the epoch, so the state of random generators is
-these two numbers.
+All randomness of an epoch follows from the seed and the number of the epoch, so the state of random
+generators is these two numbers.
 """
 
 from __future__ import annotations
