@@ -199,9 +199,7 @@ def test_a_model_introduces_itself(linear, tissue, keep):
 
 def test_history_is_what_scvi_users_expect(keep):
     history = keep[0].history
-    assert {"train_loss_epoch", "validation_loss", "train_poisson", "validation_poisson", "lr"} == set(
-        history
-    )
+    assert {"train_loss", "validation_loss", "train_poisson", "validation_poisson", "lr"} == set(history)
     frame = history["validation_loss"]
     assert list(frame.columns) == ["validation_loss"]
     assert frame.index.name == "epoch"
@@ -237,7 +235,7 @@ def test_without_a_split_one_line_says_what_happens(linear, tissue, caplog):
     assert record.getMessage() == (
         "No `split_key` was given, so training runs a fixed number of epochs without early stopping."
     )
-    assert len(model.history["train_loss_epoch"]) == 3
+    assert len(model.history["train_loss"]) == 3
     assert "validation_loss" not in model.history
 
 
@@ -276,7 +274,7 @@ def test_training_again_goes_on(linear, tissue):
     model.train(2, lr=0.05, progress_bar=False)
     assert torch.equal(offset, model.module.offset), "preparation happens once"
     assert not torch.equal(weight, model.module.linear.weight)
-    assert model.history["train_loss_epoch"].index.tolist() == [0, 1, 2, 3, 4]
+    assert model.history["train_loss"].index.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_several_devices_are_refused(linear, tissue):
@@ -317,7 +315,7 @@ def test_more_epochs_can_be_asked_for_when_resuming(linear, tissue, tmp_path):
     set_up(linear, tissue).train(2, progress_bar=False, checkpoint_dir=tmp_path)
     model = linear.Model(tissue)
     model.train(5, progress_bar=False, resume_from=tmp_path)
-    assert len(model.history["train_loss_epoch"]) == 5
+    assert len(model.history["train_loss"]) == 5
 
 
 def test_checkpoints_are_as_rare_as_asked(linear, tissue, tmp_path):

@@ -51,9 +51,9 @@ def test_a_line_is_found(line, table, sides):
 def test_history_has_one_row_per_epoch_with_losses_and_parts(line, table, sides):
     history = run(line(), table, sides).history
     assert len(history) == 4
-    columns = {"lr", "train_loss_epoch", "train_half", "validation_loss", "validation_half"}
+    columns = {"lr", "train_loss", "train_half", "validation_loss", "validation_half"}
     assert all(set(row) == columns for row in history)
-    assert history[0]["train_half"] == pytest.approx(history[0]["train_loss_epoch"] / 2)
+    assert history[0]["train_half"] == pytest.approx(history[0]["train_loss"] / 2)
 
 
 def test_epoch_losses_are_means_over_rows_not_over_batches(line, table):
@@ -345,7 +345,7 @@ def test_bf16_trains_on_cpu(line, table, sides):
         network, table, *sides, options(precision="bf16"), device=torch.device("cpu"), progress_bar=False
     )
     assert network.linear.weight.dtype == torch.float32
-    assert report.history[-1]["train_loss_epoch"] < report.history[0]["train_loss_epoch"]
+    assert report.history[-1]["train_loss"] < report.history[0]["train_loss"]
 
 
 def test_state_is_plain_files(line, table, sides, tmp_path):

@@ -247,9 +247,9 @@ class TrainingPlan(lightning.LightningModule):
             self._on_epoch(self)
 
     def _check_finite(self, row: dict[str, float]) -> None:
-        if not np.isfinite(row["train_loss_epoch"]):
+        if not np.isfinite(row["train_loss"]):
             raise ValueError(
-                f"The loss became {row['train_loss_epoch']} in epoch {self.state.epoch + 1} of "
+                f"The loss became {row['train_loss']} in epoch {self.state.epoch + 1} of "
                 f"{self.n_epochs}: training "
                 f"diverged. Try a lower `lr` (it was {self.options.lr:g}) or a longer `warmup`."
             )
@@ -276,6 +276,5 @@ def _copy_parameters(network: Network, values: dict[str, Tensor]) -> None:
 
 
 def _named(means: dict[str, float], phase: str) -> dict[str, float]:
-    """Column names: those scvi-tools users know for the loss, the network's own for its parts."""
-    total = "train_loss_epoch" if phase == "train" else "validation_loss"
-    return {total if name == "loss" else f"{phase}_{name}": value for name, value in means.items()}
+    """Columns of the history: ``train_loss``, ``validation_loss``, and the network's parts likewise."""
+    return {f"{phase}_{name}": value for name, value in means.items()}

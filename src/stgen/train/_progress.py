@@ -37,4 +37,4 @@ class Progress:
         self._bar.close()
 
 
-_SHOWN = {"train": "train_loss_epoch", "validation": "validation_loss"}
+_SHOWN = {"train": "train_loss", "validation": "validation_loss"}

@@ -14,7 +14,7 @@ from stgen.models.genar._network import CountHead, GenARConfig, GenARNetwork
 from stgen.nn._grouped import GroupedDecoder
 
 B, F, K_NEIGHBOURS, G = 24, 6, 3, 24
-SMALL = dict(width=16, n_layers=2, n_heads=2, scales=(1, 4, 12, G), dropout=0.0, drop_path=0.0)
+SMALL = {"width": 16, "n_layers": 2, "n_heads": 2, "scales": (1, 4, 12, G), "dropout": 0.0, "drop_path": 0.0}
 
 
 def make_batch(n=B, *, seed=0, n_genes=G):
@@ -366,24 +366,24 @@ def test_learning_lowers_the_loss_from_where_the_linear_path_starts():
 
 
 ABLATIONS = {
-    "published head": dict(head="categorical", n_tokens=50),
-    "single scale": dict(scales=(G,)),
-    "no gene identity": dict(gene_modulation=False),
-    "one-hot labels": dict(final_label="onehot"),
-    "no neighbours": dict(n_neighbors=0),
-    "no place": dict(use_place=False),
-    "published groups": dict(hierarchy="kmeans"),
-    "default scales": dict(scales=None),
-    "six scales": dict(scales=None, n_scales=6),
-    "all of them": dict(
-        head="categorical",
-        n_tokens=50,
-        scales=(G,),
-        gene_modulation=False,
-        final_label="onehot",
-        n_neighbors=0,
-        use_place=False,
-    ),
+    "published head": {"head": "categorical", "n_tokens": 50},
+    "single scale": {"scales": (G,)},
+    "no gene identity": {"gene_modulation": False},
+    "one-hot labels": {"final_label": "onehot"},
+    "no neighbours": {"n_neighbors": 0},
+    "no place": {"use_place": False},
+    "published groups": {"hierarchy": "kmeans"},
+    "default scales": {"scales": None},
+    "six scales": {"scales": None, "n_scales": 6},
+    "all of them": {
+        "head": "categorical",
+        "n_tokens": 50,
+        "scales": (G,),
+        "gene_modulation": False,
+        "final_label": "onehot",
+        "n_neighbors": 0,
+        "use_place": False,
+    },
 }
 
 
@@ -435,14 +435,14 @@ def test_mixed_precision_leaves_count_tokens_exact(net, batch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(hierarchy="leiden"), r"`hierarchy` must be one of 'ward', 'kmeans'; got 'leiden'"),
-        (dict(final_label="soft"), r"`final_label` must be one of 'gaussian', 'onehot'; got 'soft'"),
-        (dict(head="poisson"), r"`head` must be one of .*'categorical'; got 'poisson'"),
-        (dict(n_scales=4), r"`n_scales` must be one of .*; got 4"),
-        (dict(width=10, n_heads=4), r"`width` must be a multiple of `n_heads`; got 10 and 4"),
-        (dict(n_tokens=2), r"at least 3 tokens; got 2"),
-        (dict(dropout=1.0), r"`dropout` must be in \[0, 1\); got 1.0"),
-        (dict(blind_share=-0.1), r"`blind_share` must be in \[0, 1\); got -0.1"),
+        ({"hierarchy": "leiden"}, r"`hierarchy` must be one of 'ward', 'kmeans'; got 'leiden'"),
+        ({"final_label": "soft"}, r"`final_label` must be one of 'gaussian', 'onehot'; got 'soft'"),
+        ({"head": "poisson"}, r"`head` must be one of .*'categorical'; got 'poisson'"),
+        ({"n_scales": 4}, r"`n_scales` must be one of .*; got 4"),
+        ({"width": 10, "n_heads": 4}, r"`width` must be a multiple of `n_heads`; got 10 and 4"),
+        ({"n_tokens": 2}, r"at least 3 tokens; got 2"),
+        ({"dropout": 1.0}, r"`dropout` must be in \[0, 1\); got 1.0"),
+        ({"blind_share": -0.1}, r"`blind_share` must be in \[0, 1\); got -0.1"),
     ],
 )
 def test_a_configuration_that_cannot_be_built_is_refused(changes, message):
