@@ -13,7 +13,8 @@ from torch import Tensor
 
 from stgen import _keys
 from stgen._settings import settings
-from stgen.data._fields import CountsField, align_genes
+from stgen.data._fields import CountsField
+from stgen.data._names import check_unique, looks_like_ensembl, some
 from stgen.models._base import Example, STModel, spot_fields
 from stgen.nn._counts import distribution_moments, distribution_quantile
 from stgen.nn._noise import keyed_uniform
@@ -209,11 +210,13 @@ class GenAR(STModel):
         adata, columns = self._data(adata), self._columns(genes)
         names = [self.genes[c] for c in columns]
         seed = settings.random_state if random_state is None else random_state
+        _at_least_one(n_samples=n_samples, n_paths=n_paths, batch_size=batch_size)
         if n_samples is not None:
             chunks = self._samples(adata, columns, n_samples, batch_size, seed)
             return _collect(chunks, (n_samples, adata.n_obs, len(columns)), out)
         if quantiles is not None:
             levels = [_level(q) for q in quantiles]
+            _at_least_one(quantiles=len(levels))
             mixed = self._mixtures(adata, columns, n_paths or PATHS, batch_size, seed)
             chunks = (torch.stack([_spread(p, len(columns), _quantile(q)) for q in levels]) for p in mixed)
             return _collect(chunks, (len(levels), adata.n_obs, len(columns)), out)
@@ -347,13 +350,31 @@ class GenAR(STModel):
     def _columns(self, genes: Sequence[str] | None) -> np.ndarray:
         if genes is None:
             return np.arange(len(self.genes))
-        return align_genes([genes] if isinstance(genes, str) else list(genes), self.genes)
+        asked = pd.Index([genes] if isinstance(genes, str) else list(genes)).astype(str)
+        if len(asked) == 0:
+            raise ValueError("`genes` names no gene. Leave it out to predict all of the model's.")
+        check_unique(asked, "`genes`", "Name every gene once.")
+        columns = pd.Index(self.genes).get_indexer(asked)
+        missing = asked[columns < 0]
+        if len(missing):
+            known = "Ensembl identifiers" if looks_like_ensembl(self.genes) else "symbols"
+            hint = (
+                ""
+                if looks_like_ensembl(self.genes) == looks_like_ensembl(missing)
+                else f" It learned {known}."
+            )
+            raise ValueError(
+                f"`genes` must be among the {len(self.genes)} that the model predicts, such as {some(self.genes)}; "
+                f"{len(missing)} of {len(asked)} are not: {some(missing)}.{hint}"
+            )
+        return columns
 
     @torch.no_grad()
     def _mixtures(
         self, adata: AnnData, columns: np.ndarray, n_paths: int, batch_size: int | None, seed: int
     ) -> Iterator[Buckets]:
         """Count distributions of the genes asked for, averaged over paths, batch after batch."""
+        _at_least_one(n_paths=n_paths, batch_size=batch_size)
         place = {int(c): i for i, c in enumerate(columns)}
         for batch in self._batches(adata, batch_size=batch_size):
             mixed: Buckets | None = None
@@ -452,7 +473,8 @@ class _First:
 def _collect(chunks: Iterator[Tensor], shape: tuple[int, int, int], out: Any) -> Any:
     """Chunks (…, B, n) of rows one after another into an array, batch by batch."""
     if out is not None and tuple(out.shape) != shape:
-        raise ValueError(f"`out` must have shape {shape[-len(out.shape) :]}; got {tuple(out.shape)}.")
+        n_front = int(isinstance(out, _First))
+        raise ValueError(f"`out` must have shape {shape[n_front:]}; got {tuple(out.shape)[n_front:]}.")
     answer = np.empty(shape, dtype=np.float32) if out is None else out
     start = 0
     for chunk in chunks:
@@ -460,6 +482,12 @@ def _collect(chunks: Iterator[Tensor], shape: tuple[int, int, int], out: Any) ->
         answer[:, start:stop] = chunk.cpu().numpy()
         start = stop
     return answer
+
+
+def _at_least_one(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"`{name}` must be at least 1; got {number!r}.")
 
 
 def _level(q: float) -> float:
