@@ -336,6 +336,9 @@ def test_slide_the_model_was_trained_on_is_refused_or_flagged(adata):
     with pytest.raises(ValueError, match=r"The model behind 'good' was trained on b1 \(uns\['good'\]\)"):
         run(adata)
     assert "good was trained on b1" in run(adata, allow_shared_patients=True)["flags"].iloc[0]
+    adata.uns["noise"] = {"params": {"of": "good"}}
+    with pytest.raises(ValueError, match=r"The model behind 'noise' was trained on b1"):
+        run(adata, "noise")
 
 
 def test_values_that_are_not_measured_counts_are_no_truth(adata):

@@ -37,6 +37,12 @@ def histology_baselines(
         Whether there are histology features; without them only nulls and oracles remain.
     random_state
         Seed. The same seed gives the same result; the global random state is left as found.
+
+    Examples
+    --------
+    >>> from stgen.baselines import histology_baselines
+    >>> [baseline.name for baseline in histology_baselines(histology=False)]
+    ['section mean', 'coordinate kNN', 'depth oracle', "neighbours' truth"]
     """
     if scale not in ("normalized", "raw"):
         raise ValueError(f"`scale` must be 'normalized' or 'raw'; got {scale!r}.")
@@ -71,6 +77,24 @@ def fit_predict(
     Returns
     -------
     Prediction of the test rows by name, each on the scale that its baseline declares.
+
+    Examples
+    --------
+    >>> import stgen as stg
+    >>> from stgen.baselines import RidgeOnHistology, fit_predict
+    >>> adata = stg.datasets.toy_tissue(n_sections=2, spots_per_section=100, n_genes=20)
+    >>> is_test = (adata.obs["section"] == "s2").to_numpy()
+    >>> answer = fit_predict(
+    ...     [RidgeOnHistology()],
+    ...     adata.obsm["X_histology"],
+    ...     adata.X,
+    ...     adata.obsm["spatial"],
+    ...     adata.obs["section"],
+    ...     train=~is_test,
+    ...     test=is_test,
+    ... )
+    >>> answer["ridge"].shape
+    (100, 20)
     """
     xy, section = np.asarray(xy), np.asarray(section)
     counts = counts.tocsr() if sparse.issparse(counts) else np.asarray(counts)

@@ -37,6 +37,11 @@ def calibration(
     -------
     Axes. The legend gives the largest distance between the distribution of the values and the uniform one; values that
     are NaN are left out and counted there.
+
+    Examples
+    --------
+    >>> import numpy as np, stgen as stg
+    >>> ax = stg.pl.calibration(np.random.default_rng(0).random(1000))
     """
     named: Mapping[str, Any] = pit if isinstance(pit, Mapping) else {"": pit}
     if not named:

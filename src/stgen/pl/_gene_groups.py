@@ -36,6 +36,12 @@ def gene_groups(
         Colour map.
     ax
         Axes to draw on.
+
+    Examples
+    --------
+    >>> import pandas as pd, stgen as stg
+    >>> groups = pd.DataFrame({"scale_1": 0, "scale_2": [0, 0, 1], "scale_3": [0, 1, 2]}, index=["CD8A", "CD3E", "KRT5"])
+    >>> ax = stg.pl.gene_groups(groups)
     """
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle

@@ -74,6 +74,15 @@ def gene_maps(
     Returns
     -------
     Array of axes, genes × (1 + predictions).
+
+    Examples
+    --------
+    >>> import stgen as stg
+    >>> adata = stg.datasets.toy_tissue(n_sections=2, spots_per_section=100, n_genes=20)
+    >>> adata.layers["mine"] = adata.X.toarray()
+    >>> axes = stg.pl.gene_maps(adata, "gene_001", prediction="mine", section="s1")
+    >>> axes[0, 1].get_title()
+    'mine, r = 1.00'
     """
     if scale not in UNITS:
         raise ValueError(f"`scale` must be one of {', '.join(map(repr, UNITS))}; got {scale!r}.")

@@ -22,13 +22,19 @@ def history(data: Any, *, quantities: Sequence[str] = ("loss",), axes: Any = Non
     data
         A fitted model, its ``history_`` (one table per quantity), or a table with one row per epoch.
     quantities
-        What to draw, one panel each: ``"loss"`` draws ``loss_train`` (or ``train_loss``) and the same of validation together.
+        What to draw, one panel each: ``"loss"`` draws ``train_loss`` and ``validation_loss`` together.
     axes
         Axes to draw on, one for each panel.
 
     Returns
     -------
     Array of axes. A ring marks the epoch with the lowest validation loss.
+
+    Examples
+    --------
+    >>> import pandas as pd, stgen as stg
+    >>> table = pd.DataFrame({"train_loss": [3.0, 2.0, 1.5], "validation_loss": [3.1, 2.4, 2.6]})
+    >>> axes = stg.pl.history(table)
     """
     table = _table(data)
     quantities = [quantities] if isinstance(quantities, str) else list(quantities)

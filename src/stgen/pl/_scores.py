@@ -54,6 +54,15 @@ def scores(
         Names of the methods to draw. ``None`` draws all.
     ax
         Axes to draw on.
+
+    Examples
+    --------
+    >>> import stgen as stg
+    >>> adata = stg.datasets.toy_tissue(spots_per_section=100, n_genes=20)
+    >>> stg.pp.split(adata, by="patient", validation=0, test=0.5)
+    >>> adata.layers["mine"] = adata.X.toarray()
+    >>> table = stg.tl.evaluate(adata, "mine", baselines="nulls")
+    >>> ax = stg.pl.scores(adata)
     """
     table, by_gene = _read(data, key, metric, scale)
     is_wanted = (table["metric"] == metric) & (table["scale"] == scale)

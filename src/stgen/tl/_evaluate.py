@@ -149,10 +149,10 @@ def evaluate(
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue(spots_per_section=100, n_genes=20)
     >>> stg.pp.split(adata, by="patient", validation=0, test=0.5)
-    >>> adata.layers["mine"] = adata.X.toarray()[::-1]
+    >>> adata.layers["mine"] = adata.X.toarray()
     >>> table = stg.tl.evaluate(adata, "mine", baselines="nulls")
     >>> table.loc[table["method"] == "mine", "verdict"].iloc[0]
-    'do not use'
+    'use'
     """
     check_adata(adata, copy=False)
     keys = [predictions] if isinstance(predictions, str) else list(predictions)

@@ -225,8 +225,7 @@ def _seen(
     evaluated = {TRAIN_SECTIONS: section, TRAIN_PATIENTS: _patients(adata, patient_key)}
     flags = []
     for prediction, (key, column) in itertools.product(predictions, evaluated.items()):
-        params = prediction.record.get("params", {})
-        named = prediction.record.get(key, params.get(key, []) if hasattr(params, "get") else [])
+        named = _recorded(adata, prediction, key)
         seen = [] if column is None else sorted(set(map(str, np.atleast_1d(named))) & set(column[is_test]))
         if not seen:
             continue
@@ -237,6 +236,20 @@ def _seen(
             )
         flags.append(f"{prediction.key} was trained on {some(seen)}")
     return flags
+
+
+def _recorded(adata: AnnData, prediction: Prediction, key: str) -> Any:
+    """What the record of a prediction says, or that of the prediction it was derived from."""
+    record = prediction.record
+    for _ in range(2):
+        params = record.get("params", {})
+        params = params if hasattr(params, "get") else {}
+        if key in record or key in params:
+            return record.get(key, params.get(key))
+        record = adata.uns.get(params.get("of", ""), {})
+        if not hasattr(record, "get"):
+            break
+    return []
 
 
 def _report_dropped(n_dropped: dict[str, int], n_test: int, min_counts: float) -> None:
