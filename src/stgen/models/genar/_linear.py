@@ -35,7 +35,7 @@ def normalized(counts: Tensor, target_total: Tensor) -> Tensor:
 
 
 class LinearPath(nn.Module):
-    """Expected log depth (B,) and log composition (B, G) of a spot."""
+    """Log depth and depth-normalised expression of a spot, linear in histology and waves of place."""
 
     mean: Tensor
     sd: Tensor
@@ -70,20 +70,28 @@ class LinearPath(nn.Module):
         waves = plane_waves(xy, self.period, N_DIRECTIONS).unflatten(-1, (N_PERIODS, -1)) * amplitude[:, None]
         return waves.flatten(-2) * math.sqrt(2.0)
 
-    def forward(self, histology: Tensor, xy: Tensor, fold: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """``fold`` (B,) names the weights fitted without the spot's section; without it the full fit answers."""
+    @property
+    def n_inputs(self) -> int:
+        """Width P of what the ridge sees."""
+        return self.weight.shape[1]
+
+    def inputs(self, histology: Tensor, xy: Tensor) -> Tensor:
+        """What the ridge sees (B, P): histology standardised and rotated, and the waves of place."""
         inputs = self.standardised(histology) @ self.rotation
-        if self.use_place:
-            inputs = torch.cat([inputs, self.waves(xy)], dim=-1)
+        return torch.cat([inputs, self.waves(xy)], dim=-1) if self.use_place else inputs
+
+    def answers(self, inputs: Tensor, fold: Tensor | None = None) -> Tensor:
+        """(B, 1 + G): log depth, and expected log1p of depth-normalised counts.
+
+        ``fold`` (B,) names the weights fitted without the spot's section; without it the full fit answers.
+        """
         if fold is None:
-            answer = inputs @ self.weight[-1] + self.offset[-1]
-        else:
-            answer = inputs.new_empty(len(inputs), self.offset.shape[1])
-            for f in fold.unique().tolist():
-                rows = fold == f
-                answer[rows] = inputs[rows] @ self.weight[f] + self.offset[f]
-        share = torch.expm1(answer[:, 1:].clamp(min=0.02, max=12.0))
-        return answer[:, 0], share.log() - share.sum(-1, keepdim=True).log()
+            return inputs @ self.weight[-1] + self.offset[-1]
+        answer = inputs.new_empty(len(inputs), self.offset.shape[1])
+        for f in fold.unique().tolist():
+            rows = fold == f
+            answer[rows] = inputs[rows] @ self.weight[f] + self.offset[f]
+        return answer
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:

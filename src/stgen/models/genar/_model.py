@@ -83,6 +83,8 @@ class GenAR(STModel):
             n_tokens=2001,
             label_width=1.0,
             blind_share=0.0,
+            steer=True,
+            nonlinear=False,
             feature_dropout=0.0,
             n_neighbors=0,
         ),
@@ -226,7 +228,7 @@ class GenAR(STModel):
             )
         if statistic == "normalized":
             whole = self._mixtures(adata, np.arange(len(self.genes)), n_paths or 1, batch_size, seed)
-            target = float(self.module.linear.target_total)
+            target = float(self.module.expected.target_total)
             chunks = (_expected_normalized(p, len(self.genes), target)[:, columns] for p in whole)
         else:
             default = 1 if statistic == "mean" else PATHS

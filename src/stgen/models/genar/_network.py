@@ -36,6 +36,7 @@ from ...nn._grouped import Cache, GroupedDecoder
 from ...nn._network import Batch, Loss, Network
 from ...nn._noise import keyed_uniform
 from ._hierarchy import METHODS, SCALE_SHARES, check_scales, default_scales, gene_hierarchy, parents
+from ._expected import ExpectedCounts
 from ._linear import N_FOLDS, LinearPath, normalized
 
 N_BUMPS = 8
@@ -83,6 +84,11 @@ class GenARConfig:
     """Upper limit of V at the last scale, where a token is a gene's count."""
     coarse_tokens: int = 512
     """Upper limit of V at coarse scales, which are resolved as finely as it allows."""
+    nonlinear: bool = True
+    """Let a perceptron join the ridge in saying which counts to expect, as far as held-out sections support it."""
+    steer: bool = False
+    """Steer the decoder's norms by histology and place, as published. Without it both reach the decoder through the
+    expected counts alone, which carries over better to new sections while sections are few."""
     use_place: bool = True
     """Condition on the spot's place in its section."""
     n_neighbors: int = 6
@@ -138,9 +144,9 @@ class GenARNetwork(Network):
         self._set_groups(groups or [[g * d // n_genes for g in range(n_genes)] for d in asked])
         n_tokens, n_scales = self.starts[-1], len(self.scales)
         n_inputs = n_features * (2 if config.n_neighbors else 1)
-        self.linear = LinearPath(n_inputs, n_genes, use_place=config.use_place)
+        self.expected = ExpectedCounts(n_inputs, n_genes, use_place=config.use_place, nonlinear=config.nonlinear)
         D = config.width
-        self.condition = ConditionEncoder(n_inputs, self.linear.n_waves, config)
+        self.condition = (ConditionEncoder if config.steer else Constant)(n_inputs, self.expected.linear.n_waves, config)
         self.identity = nn.Parameter(0.02 * torch.randn(n_genes, D))
         self.scale_embedding = nn.Parameter(0.02 * torch.randn(n_scales, D))
         self.value = ValueEmbedding(D)
@@ -202,13 +208,13 @@ class GenARNetwork(Network):
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch], *, seed: int = 0) -> None:
         """Linear path, gene groups, resolutions, vocabulary and first dispersions, from training rows only."""
-        self.linear.fit(_Each(self._linear_inputs, batches))
+        self.expected.fit(_Each(self._linear_inputs, batches))
         counts = torch.cat([batch["counts"] for batch in batches])
         counts = counts[:: max(1, len(counts) // PREPARE_ROWS)]
         device = self.identity.device
         if not self.sized:
             raw = self.config.hierarchy == "kmeans"
-            profiles = counts if raw else normalized(counts, self.linear.target_total)
+            profiles = counts if raw else normalized(counts, self.expected.target_total)
             groups = gene_hierarchy(
                 profiles.cpu().numpy(), self.scales, method=self.config.hierarchy, seed=seed
             )
@@ -267,7 +273,7 @@ class GenARNetwork(Network):
     def _expected(self, batch: Batch, *, held_out: bool = True) -> Tensor:
         """(B, T): log of the token expected from the linear path alone."""
         fold = self._fold(batch) if held_out else None
-        depth, share = self.linear(self._features(batch), batch["xy"], fold)
+        depth, share = self.expected(self._features(batch), batch["xy"], fold)
         return depth[:, None] + (share.exp() @ self.pool).log() + self.resolution.log()
 
     def _tokens(self, batch: Batch) -> Tensor:
@@ -319,14 +325,14 @@ class GenARNetwork(Network):
         self, batch: Batch, *, generator: torch.Generator | None = None
     ) -> list[list[Tensor]]:
         """Logits of every token, by scale and bucket, from one pass with the true coarser tokens as context."""
-        expected = self._expected(batch, held_out=self.training)
+        expected = self._expected(batch, held_out=self.training and not self.config.steer)
         token = self._tokens(batch).round()
         if self.training and self.config.blind_share:
             blind = (
                 torch.rand(len(token), 1, generator=generator, device=token.device) < self.config.blind_share
             )
             token = torch.where(blind, (expected + self.log_bias.detach()).exp(), token)
-        condition, prefix = self.condition(self.linear, self._features(batch), batch["xy"], generator)
+        condition, prefix = self.condition(self.expected.linear, self._features(batch), batch["xy"], generator)
         context: list[Tensor] = []
         query, scale_tokens = [], []
         for k in range(len(self.scales)):
@@ -393,7 +399,7 @@ class GenARNetwork(Network):
         uniform numbers are spread evenly over the paths and belong to the observation (``batch["key"]``).
         """
         expected = self._expected(batch, held_out=False)
-        condition, prefix = self.condition(self.linear, self._features(batch), batch["xy"], None)
+        condition, prefix = self.condition(self.expected.linear, self._features(batch), batch["xy"], None)
         start = self.decoder.extend(
             self.decoder.start(), prefix, self.token_scale.new_full((prefix.shape[1],), -1), condition
         )
@@ -490,6 +496,21 @@ class ConditionEncoder(nn.Module):
             # where the linear path found that place does not carry over to new sections, nobody is told it
             parts.append(self.place(path.waves(xy)) * (path.place_scale > 0))
         return self.join(torch.cat(parts, dim=-1)), torch.stack(parts, dim=1)
+
+
+class Constant(nn.Module):
+    """A learned condition that is the same for every spot."""
+
+    def __init__(self, n_inputs: int, n_waves: int, config: GenARConfig) -> None:
+        super().__init__()
+        self.condition = nn.Parameter(torch.zeros(1, config.width))
+        self.token = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
+
+    def forward(
+        self, path: LinearPath, features: Tensor, xy: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        n = len(features)
+        return self.condition.expand(n, -1), self.token.expand(n, -1, -1)
 
 
 class ValueEmbedding(nn.Module):

@@ -1,0 +1,92 @@
+"""The nonlinear expert: a one-hidden-layer perceptron for each left-out fold and one for all, fitted side by side.
+
+Every fold's perceptron lives in the same tensors and sees the same batches; a spot simply has no weight in the loss of
+the perceptron that must not see it. Heavy dropout and few epochs, because spots are few; the number of steps does not
+grow with the data beyond ``MAX_STEPS``.
+
+B batch, P inputs, H hidden units, Y targets, S folds (the last of S+1 networks is fitted on all).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+HIDDEN, EPOCHS, BATCH, MAX_STEPS = 64, 15, 64, 2_000
+INPUT_DROPOUT, DROPOUT, LEARNING_RATE, WEIGHT_DECAY = 0.2, 0.5, 2e-3, 0.1
+
+
+class Perceptrons(nn.Module):
+    """S+1 perceptrons: inputs (B, P) → targets (B, Y)."""
+
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    second_bias: Tensor
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, n_inputs: int, n_targets: int, n_folds: int) -> None:
+        super().__init__()
+        n = n_folds + 1
+        self.register_buffer("first", torch.zeros(n, n_inputs, HIDDEN))
+        self.register_buffer("first_bias", torch.zeros(n, 1, HIDDEN))
+        self.register_buffer("second", torch.zeros(n, HIDDEN, n_targets))
+        self.register_buffer("second_bias", torch.zeros(n, 1, n_targets))
+        self.register_buffer("mean", torch.zeros(n_targets))
+        self.register_buffer("sd", torch.ones(n_targets))
+
+    def forward(self, inputs: Tensor, fold: Tensor | None = None) -> Tensor:
+        """``fold`` (B,) names the perceptron that answers each spot; without it the one fitted on all answers."""
+        if fold is None:
+            return self._answer(inputs, slice(-1, None))[0]
+        answer = inputs.new_empty(len(inputs), len(self.mean))
+        for f in fold.unique().tolist():
+            answer[fold == f] = self._answer(inputs[fold == f], slice(f, f + 1))[0]
+        return answer
+
+    def _answer(self, inputs: Tensor, which: slice) -> Tensor:
+        hidden = F.gelu(inputs @ self.first[which] + self.first_bias[which])
+        return (hidden @ self.second[which] + self.second_bias[which]) * self.sd + self.mean
+
+    def fit(self, inputs: Tensor, targets: Tensor, fold: Tensor) -> None:
+        """Fit all perceptrons on training rows."""
+        self.mean.copy_(targets.mean(0))
+        self.sd.copy_(targets.std(0, correction=0).clamp(min=1e-6))
+        standard = (targets - self.mean) / self.sd
+        nn.init.uniform_(self.first, -1, 1).div_(math.sqrt(self.first.shape[1]))
+        nn.init.zeros_(self.second)
+        weights = [getattr(self, name) for name in ("first", "first_bias", "second", "second_bias")]
+        # which perceptrons may learn from which fold: all but its own
+        sees = torch.ones(len(self.first), len(self.first), device=inputs.device) - torch.eye(len(self.first), device=inputs.device)
+        n_steps = min(MAX_STEPS, EPOCHS * math.ceil(len(inputs) / BATCH))
+        with torch.enable_grad():
+            for weight in weights:
+                weight.requires_grad_(True)
+            optimizer = torch.optim.AdamW(weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+            order: list[Tensor] = []
+            for step in range(n_steps):
+                if not order:
+                    order = list(torch.randperm(len(inputs), device=inputs.device).tensor_split(math.ceil(len(inputs) / BATCH)))
+                rows = order.pop()
+                for group in optimizer.param_groups:
+                    group["lr"] = LEARNING_RATE * _rate(step / n_steps)
+                error = (self._noisy(inputs[rows]) - standard[rows]).square().mean(-1)
+                optimizer.zero_grad()
+                (error * sees[:, fold[rows]]).mean(1).sum().backward()
+                optimizer.step()
+        for weight in weights:
+            weight.requires_grad_(False)
+
+    def _noisy(self, inputs: Tensor) -> Tensor:
+        seen = F.dropout(inputs, INPUT_DROPOUT)
+        hidden = F.dropout(F.gelu(seen @ self.first + self.first_bias), DROPOUT)
+        return hidden @ self.second + self.second_bias
+
+
+def _rate(done: float) -> float:
+    """Linear warm-up over the first third, then a cosine to 0."""
+    return done / 0.3 if done < 0.3 else 0.5 * (1 + math.cos(math.pi * (done - 0.3) / 0.7))
