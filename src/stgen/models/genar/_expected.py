@@ -31,7 +31,9 @@ class ExpectedCounts(nn.Module):
     share: Tensor
     """(1 + G,): the perceptron's share in the answer for depth and for each gene."""
 
-    def __init__(self, n_features: int, n_genes: int, *, use_place: bool = True, nonlinear: bool = True) -> None:
+    def __init__(
+        self, n_features: int, n_genes: int, *, use_place: bool = True, nonlinear: bool = True
+    ) -> None:
         super().__init__()
         self.linear = LinearPath(n_features, n_genes, use_place=use_place)
         self.perceptrons = Perceptrons(self.linear.n_inputs, n_genes + 1, N_FOLDS) if nonlinear else None
@@ -78,7 +80,11 @@ class ExpectedCounts(nn.Module):
     def _case(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         inputs = self.linear.inputs(batch["features"], batch["xy"])
         depth = batch["counts"].sum(-1, keepdim=True).clamp(min=1.0).log()
-        return inputs, torch.cat([depth, normalized(batch["counts"], self.target_total)], dim=-1), batch["fold"]
+        return (
+            inputs,
+            torch.cat([depth, normalized(batch["counts"], self.target_total)], dim=-1),
+            batch["fold"],
+        )
 
 
 def composition(expression: Tensor) -> Tensor:

@@ -48,17 +48,17 @@ PREPARE_ROWS = 20_000
 class GenARConfig:
     """Architecture of :class:`stgen.models.GenAR`."""
 
-    width: int = 96
+    width: int = 64
     """Width D of tokens."""
-    n_layers: int = 3
+    n_layers: int = 2
     """Transformer blocks."""
     n_heads: int = 4
     """Attention heads of a block."""
     ffn_ratio: int = 3
     """Width of a block's feed-forward network over D."""
-    dropout: float = 0.1
+    dropout: float = 0.0
     """Dropout in the condition encoder and the blocks."""
-    drop_path: float = 0.1
+    drop_path: float = 0.0
     """Stochastic depth of the last block; it grows linearly from 0."""
     feature_dropout: float = 0.2
     """Share of histology features hidden from the condition encoder in training."""
@@ -95,6 +95,10 @@ class GenARConfig:
     """Nearest spots whose histology (never their counts) joins the condition. 0 for none."""
     blind_share: float = 0.5
     """Share of spots that train without their true coarser tokens; what was expected of each group stands in."""
+
+    shift_penalty: float = 5.0
+    """Weight of the squared shift that the decoder gives a token's log mean: a Gaussian prior around what the experts
+    expect, of standard deviation 1/√penalty."""
 
     def __post_init__(self) -> None:
         """Refuse values that no network could be built from."""
@@ -144,9 +148,13 @@ class GenARNetwork(Network):
         self._set_groups(groups or [[g * d // n_genes for g in range(n_genes)] for d in asked])
         n_tokens, n_scales = self.starts[-1], len(self.scales)
         n_inputs = n_features * (2 if config.n_neighbors else 1)
-        self.expected = ExpectedCounts(n_inputs, n_genes, use_place=config.use_place, nonlinear=config.nonlinear)
+        self.expected = ExpectedCounts(
+            n_inputs, n_genes, use_place=config.use_place, nonlinear=config.nonlinear
+        )
         D = config.width
-        self.condition = (ConditionEncoder if config.steer else Constant)(n_inputs, self.expected.linear.n_waves, config)
+        self.condition = (ConditionEncoder if config.steer else Constant)(
+            n_inputs, self.expected.linear.n_waves, config
+        )
         self.identity = nn.Parameter(0.02 * torch.randn(n_genes, D))
         self.scale_embedding = nn.Parameter(0.02 * torch.randn(n_scales, D))
         self.value = ValueEmbedding(D)
@@ -302,7 +310,7 @@ class GenARNetwork(Network):
 
     def loss(self, batch: Batch, *, generator: torch.Generator | None = None) -> Loss:
         """KL(label ‖ prediction), summed over a scale's tokens, averaged over batch and scales."""
-        logits = self.training_logits(batch, generator=generator)
+        logits, shift = self.training_logits(batch, generator=generator)
         labels = self._tokens(batch)
         parts = {}
         for k, per_bucket in enumerate(logits):
@@ -311,7 +319,8 @@ class GenARNetwork(Network):
                 label = labels[:, self.starts[k] : self.starts[k + 1]][:, columns]
                 total = total + label_divergence(values, *self._label(label, size, k)).sum(-1).mean()
             parts[f"scale_{self.scales[k]}"] = total
-        return Loss(torch.stack(list(parts.values())).mean(), parts)
+        prior = 0.5 * self.config.shift_penalty * shift.square().sum(-1).mean() / len(self.scales)
+        return Loss(torch.stack(list(parts.values())).mean() + prior, parts)
 
     def _label(self, token: Tensor, size: int, k: int) -> tuple[Tensor, Tensor]:
         token = token.clamp(max=size - 1)
@@ -332,7 +341,9 @@ class GenARNetwork(Network):
                 torch.rand(len(token), 1, generator=generator, device=token.device) < self.config.blind_share
             )
             token = torch.where(blind, (expected + self.log_bias.detach()).exp(), token)
-        condition, prefix = self.condition(self.expected.linear, self._features(batch), batch["xy"], generator)
+        condition, prefix = self.condition(
+            self.expected.linear, self._features(batch), batch["xy"], generator
+        )
         context: list[Tensor] = []
         query, scale_tokens = [], []
         for k in range(len(self.scales)):
@@ -356,7 +367,7 @@ class GenARNetwork(Network):
             log_mean = self._log_mean(expected, scale_answer, surprise, k)
             logits.append(self._logits(scale_answer, log_mean, k))
             surprise = self._surprise(surprise, scale_tokens[k], log_mean, k)
-        return logits
+        return logits, answer[..., 0]
 
     def _log_mean(self, expected: Tensor, answer: Tensor, surprise: Tensor, k: int) -> Tensor:
         part = slice(self.starts[k], self.starts[k + 1])

@@ -61,7 +61,9 @@ class Perceptrons(nn.Module):
         nn.init.zeros_(self.second)
         weights = [getattr(self, name) for name in ("first", "first_bias", "second", "second_bias")]
         # which perceptrons may learn from which fold: all but its own
-        sees = torch.ones(len(self.first), len(self.first), device=inputs.device) - torch.eye(len(self.first), device=inputs.device)
+        sees = torch.ones(len(self.first), len(self.first), device=inputs.device) - torch.eye(
+            len(self.first), device=inputs.device
+        )
         n_steps = min(MAX_STEPS, EPOCHS * math.ceil(len(inputs) / BATCH))
         with torch.enable_grad():
             for weight in weights:
@@ -70,7 +72,11 @@ class Perceptrons(nn.Module):
             order: list[Tensor] = []
             for step in range(n_steps):
                 if not order:
-                    order = list(torch.randperm(len(inputs), device=inputs.device).tensor_split(math.ceil(len(inputs) / BATCH)))
+                    order = list(
+                        torch.randperm(len(inputs), device=inputs.device).tensor_split(
+                            math.ceil(len(inputs) / BATCH)
+                        )
+                    )
                 rows = order.pop()
                 for group in optimizer.param_groups:
                     group["lr"] = LEARNING_RATE * _rate(step / n_steps)
