@@ -14,7 +14,7 @@ _SCALE = "scale_"
 
 
 def gene_groups(model_or_adata: Any, *, key: str = _keys.GENAR) -> pd.DataFrame:
-    """Gene groups of a model, coarse to fine, as a tidy table.
+    """Gene groups of a model, coarse to fine.
 
     Parameters
     ----------
@@ -25,9 +25,8 @@ def gene_groups(model_or_adata: Any, *, key: str = _keys.GENAR) -> pd.DataFrame:
 
     Returns
     -------
-    One row for each gene and scale: ``gene``, ``scale`` (the number of groups that it has, 1 is the whole panel),
-    ``group`` (numbered from 0 within the scale), ``n_genes`` in the group. All genes of the model, also where only some
-    were predicted.
+    Table with one row for each gene of the model (also where only some were predicted) and one column for each scale,
+    ``scale_1`` (the whole panel) first: the number of its group, from 0. :func:`stgen.pl.gene_groups` draws it.
 
     Raises
     ------
@@ -40,25 +39,12 @@ def gene_groups(model_or_adata: Any, *, key: str = _keys.GENAR) -> pd.DataFrame:
     >>> adata = stg.datasets.toy_tissue(n_sections=2, spots_per_section=100, n_genes=20)
     >>> train, new = adata[:100].copy(), adata[100:].copy()
     >>> stg.tl.genar_predict(new, train_on=train, train_kwargs={"max_epochs": 1})
-    >>> stg.get.gene_groups(new)["scale"].unique()
-    array([ 1,  2, 20])
+    >>> list(stg.get.gene_groups(new))
+    ['scale_1', 'scale_2', 'scale_20']
     """
-    is_model = hasattr(model_or_adata, "get_gene_groups")
-    wide = model_or_adata.get_gene_groups() if is_model else _stored_groups(model_or_adata, key)
-    parts = []
-    for column in wide.columns:
-        group = wide[column].to_numpy()
-        parts.append(
-            pd.DataFrame(
-                {
-                    "gene": wide.index.to_numpy(),
-                    "scale": int(column.removeprefix(_SCALE)),
-                    "group": group,
-                    "n_genes": np.bincount(group)[group],
-                }
-            )
-        )
-    return pd.concat(parts, ignore_index=True)
+    if hasattr(model_or_adata, "get_gene_groups"):
+        return model_or_adata.get_gene_groups()
+    return _stored_groups(model_or_adata, key)
 
 
 def _stored_groups(adata: Any, key: str) -> pd.DataFrame:
@@ -76,4 +62,4 @@ def _stored_groups(adata: Any, key: str) -> pd.DataFrame:
         (name for name in stored if name.startswith(_SCALE)), key=lambda name: int(name.removeprefix(_SCALE))
     )
     table = {name: np.asarray(stored[name], dtype=np.int64) for name in columns}
-    return pd.DataFrame(table, index=pd.Index(np.asarray(stored["gene"]).astype(str), name="gene"))
+    return pd.DataFrame(table, index=pd.Index([str(gene) for gene in stored["gene"]], name="gene"))

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._fields import align_genes
+from stgen.data._names import some
 from stgen.data._predictions import GENES, Prediction, read_prediction
 
 if TYPE_CHECKING:
@@ -55,8 +55,11 @@ def prediction(adata: AnnData, key: str = _keys.GENAR, *, genes: Sequence[str] |
     found = read_prediction(adata, key)
     names, values = found.genes, _dense(found)
     if genes is not None:
-        positions = align_genes([genes] if isinstance(genes, str) else list(genes), names)
-        names, values = names[positions], values[:, positions]
+        asked = pd.Index([genes] if isinstance(genes, str) else list(genes)).astype(str)
+        positions = names.get_indexer(asked)
+        if (positions < 0).any():
+            raise ValueError(f"{key!r} has no gene {some(asked[positions < 0])}; it has {some(names)}.")
+        names, values = asked, values[:, positions]
     return pd.DataFrame(values, index=adata.obs_names, columns=names)
 
 

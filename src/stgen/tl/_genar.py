@@ -20,15 +20,8 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._fields import (
-    CoordinatesField,
-    HistologyField,
-    PatientField,
-    SplitField,
-    check_unique,
-    some,
-    warn,
-)
+from stgen.data._fields import CoordinatesField, HistologyField, PatientField, SplitField
+from stgen.data._names import align_genes, check_unique, looks_like_ensembl, some, warn
 from stgen.pp._editing import check_adata, editable
 
 from ._evaluation_rows import TRAIN_PATIENTS, TRAIN_SECTIONS
@@ -165,10 +158,12 @@ def genar_predict(
     if train_on is None:
         fitted, path = _found_model(model)
         reader = _reading(fitted, histology_key, spatial_key, library_key, adata)
+        _check_names(adata, fitted.genes)
         trained_spots = None
     else:
         table, slots = training_table(train_on, slots, genes=genes, n_genes=n_genes)
         _check_inputs_fit(adata, table, slots)
+        _check_names(adata, list(table.var_names))
         fitted = _trained(table, slots, dict(model_kwargs or {}), dict(train_kwargs or {}), random_state)
         path = _saved(fitted, save)
         reader, genes = fitted, None
@@ -300,6 +295,18 @@ def _reading(
         for one in fitted._fields
     ]
     return reader
+
+
+def _check_names(adata: AnnData, genes: list[str]) -> None:
+    """The spots may have no genes or other genes, but not the same genes in another spelling."""
+    if adata.n_vars == 0:
+        return
+    check_unique(adata.var_names, "Gene names", "Run `adata.var_names_make_unique()` or drop the copies.")
+    n_known = int(adata.var_names.isin(genes).sum())
+    if n_known == 0 and looks_like_ensembl(genes) != looks_like_ensembl(adata.var_names):
+        align_genes(genes, adata.var_names, var=adata.var)
+    if 0 < n_known < max(adata.n_vars, len(genes)):
+        logger.info("%d of the %d predicted genes are in `var_names`.", n_known, len(genes))
 
 
 def _check_inputs_fit(adata: AnnData, table: AnnData, slots: Slots) -> None:

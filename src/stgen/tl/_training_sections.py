@@ -19,12 +19,10 @@ from stgen.data._fields import (
     CountsField,
     HistologyField,
     SplitField,
-    align_genes,
     check_counts,
-    check_unique,
     read_counts,
-    some,
 )
+from stgen.data._names import align_genes, check_unique, some
 from stgen.pp._editing import check_adata, obs_column
 from stgen.pp._gene_panel import rank_by_mean_and_sd
 
