@@ -35,8 +35,8 @@ from ...nn._counts import (
 from ...nn._grouped import Cache, GroupedDecoder
 from ...nn._network import Batch, Loss, Network
 from ...nn._noise import keyed_uniform
-from ._hierarchy import METHODS, SCALE_SHARES, check_scales, default_scales, gene_hierarchy, parents
 from ._expected import ExpectedCounts
+from ._hierarchy import METHODS, SCALE_SHARES, check_scales, default_scales, gene_hierarchy, parents
 from ._linear import N_FOLDS, LinearPath, normalized
 
 N_BUMPS = 8
@@ -332,8 +332,11 @@ class GenARNetwork(Network):
 
     def training_logits(
         self, batch: Batch, *, generator: torch.Generator | None = None
-    ) -> list[list[Tensor]]:
-        """Logits of every token, by scale and bucket, from one pass with the true coarser tokens as context."""
+    ) -> tuple[list[list[Tensor]], Tensor]:
+        """Logits of every token, by scale and bucket, from one pass with the true coarser tokens as context.
+
+        Beside them, how far the decoder moves the log mean of every token (B, T).
+        """
         expected = self._expected(batch, held_out=self.training and not self.config.steer)
         token = self._tokens(batch).round()
         if self.training and self.config.blind_share:
