@@ -46,6 +46,8 @@ REPEATS = {"small": 15, "paper": 5}
 DTYPES = {"fp32": None, "bf16": torch.bfloat16}
 TOLERANCE = {"fp32": (1e-4, 2e-3), "bf16": (2e-2, None)}
 """Relative difference allowed between the forms: of the loss, and of the gradient over its norm."""
+Answers = tuple[list[list[Tensor]], Tensor]
+"""Logits by scale and bucket, and the shift (B, T) of each token's log mean."""
 
 
 # -- the plain form -------------------------------------------------------------------------------------------------
@@ -70,17 +72,15 @@ def dense_mask(context_group: Tensor, query_group: Tensor) -> Tensor:
     return mask
 
 
-def plain_logits(
-    net: GenARNetwork, batch: Batch, generator: torch.Generator | None = None
-) -> list[list[Tensor]]:
+def plain_logits(net: GenARNetwork, batch: Batch, generator: torch.Generator | None = None) -> Answers:
     """K passes; each embeds everything finished before its scale anew."""
-    expected = net._expected(batch, held_out=net.training)
+    expected = net._expected(batch, held_out=net.training and not net.config.steer)
     token = net._tokens(batch).round()
     if net.training and net.config.blind_share:
         blind = torch.rand(len(token), 1, generator=generator, device=token.device) < net.config.blind_share
         token = torch.where(blind, (expected + net.log_bias.detach()).exp(), token)
-    condition, prefix = net.condition(net.linear, net._features(batch), batch["xy"], generator)
-    surprise, logits = expected.new_zeros(len(expected), 1), []
+    condition, prefix = net.condition(net.expected.linear, net._features(batch), batch["xy"], generator)
+    surprise, logits, shift = expected.new_zeros(len(expected), 1), [], []
     for k in range(len(net.scales)):
         parts = [slice(net.starts[j], net.starts[j + 1]) for j in range(k + 1)]
         context = [net._context(token[:, parts[j]], expected[:, parts[j]], j) for j in range(k)]
@@ -94,8 +94,9 @@ def plain_logits(
         answer = net.head(x[:, -net.scales[k] :], condition, net._identity()[parts[k]])
         log_mean = net._log_mean(expected, answer, surprise, k)
         logits.append(net._logits(answer, log_mean, k))
+        shift.append(answer[..., 0])
         surprise = net._surprise(surprise, token[:, parts[k]], log_mean, k)
-    return logits
+    return logits, torch.cat(shift, dim=1)
 
 
 def dense_label(net: GenARNetwork, token: Tensor, size: int, k: int) -> Tensor:
@@ -111,9 +112,9 @@ def dense_label(net: GenARNetwork, token: Tensor, size: int, k: int) -> Tensor:
     return mass / mass.sum(-1, keepdim=True)
 
 
-def plain_divergence(net: GenARNetwork, batch: Batch, logits: list[list[Tensor]]) -> Tensor:
-    """KL against dense labels."""
-    tokens, scales = net._tokens(batch), []
+def plain_divergence(net: GenARNetwork, batch: Batch, answers: Answers) -> Tensor:
+    """KL against dense labels, and the price of shifts."""
+    (logits, shift), tokens, scales = answers, net._tokens(batch), []
     for k, buckets in enumerate(logits):
         own = tokens[:, net.starts[k] : net.starts[k + 1]]
         total = own.new_zeros(())
@@ -121,7 +122,8 @@ def plain_divergence(net: GenARNetwork, batch: Batch, logits: list[list[Tensor]]
             label = dense_label(net, own[:, columns], size, k)
             total = total + F.kl_div(values.log_softmax(-1), label, reduction="none").sum((-1, -2)).mean()
         scales.append(total)
-    return torch.stack(scales).mean()
+    prior = 0.5 * net.config.shift_penalty * shift.square().sum(-1).mean() / len(net.scales)
+    return torch.stack(scales).mean() + prior
 
 
 class Uncached(GroupedDecoder):
@@ -146,22 +148,20 @@ class Uncached(GroupedDecoder):
 # -- what is measured -----------------------------------------------------------------------------------------------
 
 
-def one_pass_logits(
-    net: GenARNetwork, batch: Batch, generator: torch.Generator | None = None
-) -> list[list[Tensor]]:
+def one_pass_logits(net: GenARNetwork, batch: Batch, generator: torch.Generator | None = None) -> Answers:
     return net.training_logits(batch, generator=generator)
 
 
-def one_pass_divergence(net: GenARNetwork, batch: Batch, logits: list[list[Tensor]]) -> Tensor:
-    """The network's own loss, told what the logits are, so that its two halves can be timed apart."""
-    net.training_logits = lambda batch, *, generator=None: logits  # type: ignore[method-assign]
+def one_pass_divergence(net: GenARNetwork, batch: Batch, answers: Answers) -> Tensor:
+    """The network's own loss, told what the decoder answered, so that its two halves can be timed apart."""
+    net.training_logits = lambda batch, *, generator=None: answers  # type: ignore[method-assign]
     try:
         return net.loss(batch).total
     finally:
         del net.training_logits
 
 
-FORMS: dict[str, tuple[Callable[..., list[list[Tensor]]], Callable[..., Tensor]]] = {
+FORMS: dict[str, tuple[Callable[..., Answers], Callable[..., Tensor]]] = {
     "one pass": (one_pass_logits, one_pass_divergence),
     "plain": (plain_logits, plain_divergence),
 }
@@ -238,9 +238,9 @@ def step(
     net._logits = timed  # type: ignore[method-assign]
     try:
         with mixed(device, dtype):
-            logits = logits_of(net, batch)
+            answers = logits_of(net, batch)
             clock("decoder")
-            loss = divergence_of(net, batch, logits)
+            loss = divergence_of(net, batch, answers)
             clock("labels")
     finally:
         del net._logits
@@ -300,6 +300,7 @@ def time_steps(name: str, net: GenARNetwork, args: argparse.Namespace) -> list[d
             parts = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
             parts["step"] = statistics.median(sum(run.values()) for run in runs)
             rows.append({"what": "step", "preset": name, "dtype": dtype, "form": form, "seconds": parts})
+            print(f"  {form}: {parts['step']:.2f} s a step", flush=True)
     return rows
 
 
