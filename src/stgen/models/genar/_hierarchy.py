@@ -78,21 +78,22 @@ def _subtrees(genes: np.ndarray, scales: tuple[int, ...]) -> np.ndarray:
     groups = np.zeros((len(scales), n), dtype=np.int64)
     if n == 1:
         return groups
-    # Splitting the largest subtree keeps groups balanced; the tie-break by smallest leaf makes the cut unique.
+    # Splitting the largest subtree keeps groups balanced; of equals the one with the most unlike halves goes first.
     heap = [_entry(to_tree(linkage(genes, method="ward")))]
     for k, d in enumerate(scales):
         while len(heap) < d:
-            _, _, _, node = heapq.heappop(heap)
+            node = heapq.heappop(heap)[-1]
             heapq.heappush(heap, _entry(node.get_left()))
             heapq.heappush(heap, _entry(node.get_right()))
-        for j, leaves in enumerate(sorted((entry[2] for entry in heap), key=min)):
+        for j, leaves in enumerate(sorted((entry[3] for entry in heap), key=min)):
             groups[k, leaves] = j
     return groups
 
 
-def _entry(node: Any) -> tuple[int, int, list[int], Any]:
+def _entry(node: Any) -> tuple[int, float, int, list[int], Any]:
+    """A subtree with what decides when it is split: size, then how unlike its halves are."""
     leaves = node.pre_order()
-    return -len(leaves), min(leaves), leaves, node
+    return -len(leaves), -node.dist, min(leaves), leaves, node
 
 
 def _blocks(profiles: np.ndarray, scales: tuple[int, ...], seed: int) -> np.ndarray:

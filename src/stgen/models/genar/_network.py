@@ -16,6 +16,7 @@ B batch, F histology features, k neighbours, G genes, K scales, d_k groups, T = 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from ...nn._noise import keyed_uniform
 from ._expected import ExpectedCounts
 from ._hierarchy import METHODS, SCALE_SHARES, check_scales, default_scales, gene_hierarchy, parents
 from ._linear import N_FOLDS, LinearPath, normalized
+
+logger = logging.getLogger("stgen")
 
 N_BUMPS = 8
 PREPARE_ROWS = 20_000
@@ -231,7 +234,7 @@ class GenARNetwork(Network):
             self.to(device)
         means = counts.to(device) @ self.pool
         # A token is the group's summed count where that fits the vocabulary, else as fine as fits.
-        top = torch.quantile(means, 0.99, dim=0)
+        top = means.sort(0).values[math.ceil(0.99 * (len(means) - 1))]
         finest = (self.config.n_tokens or self.config.coarse_tokens) / (1.5 * top.clamp(min=1e-6))
         resolution = torch.minimum(self.group_size, finest)
         resolution[self.starts[-2] :] = 1.0
@@ -243,7 +246,21 @@ class GenARNetwork(Network):
             self._set_vocabulary(limit.tolist())
             self.head.set_vocabulary(self.n_tokens)
             self.to(device)
+        self._report_large(counts)
         self._first_dispersions(batches)
+
+    def _report_large(self, counts: Tensor) -> None:
+        """Counts beyond a gene's vocabulary are learned as its largest token; say how many there are."""
+        limit = torch.tensor(self.vocabulary[self.starts[-2] :], device=counts.device)
+        above = counts >= limit
+        if above.any():
+            logger.warning(
+                "%d training counts (in %d genes) lie above the vocabulary of %d tokens; they are kept in your data and "
+                "learned as the largest token. Raise `max_tokens` (or `n_tokens`) to tell them apart.",
+                int(above.sum()),
+                int(above.any(0).sum()),
+                int(limit.max()),
+            )
 
     def _first_dispersions(self, batches: Iterable[Batch]) -> None:
         """Moment estimates, so that training starts from a calibrated negative binomial."""
@@ -279,14 +296,16 @@ class GenARNetwork(Network):
         return batch["unit"] % N_FOLDS
 
     def _expected(self, batch: Batch, *, held_out: bool = True) -> Tensor:
-        """(B, T): log of the token expected from the linear path alone."""
+        """(B, T): log of the token expected from histology and place alone."""
         fold = self._fold(batch) if held_out else None
-        depth, share = self.expected(self._features(batch), batch["xy"], fold)
-        return depth[:, None] + (share.exp() @ self.pool).log() + self.resolution.log()
+        with _full_precision(batch["xy"]):
+            depth, share = self.expected(self._features(batch), batch["xy"], fold)
+            return depth[:, None] + (share.exp() @ self.pool).log() + self.resolution.log()
 
     def _tokens(self, batch: Batch) -> Tensor:
         """(B, T): every group's mean count times its resolution, not rounded."""
-        return (batch["counts"] @ self.pool) * self.resolution
+        with _full_precision(batch["counts"]):
+            return (batch["counts"] @ self.pool) * self.resolution
 
     def _identity(self) -> Tensor:
         """(T, D): what a token is of, the mean identity of its genes and its scale."""
@@ -457,6 +476,11 @@ class GenARNetwork(Network):
         return token
 
 
+def _full_precision(tensor: Tensor) -> torch.autocast:
+    """Counts stay exact under mixed precision, whose matrix products would round them to 8 bits."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 class _Each:
     """Batches seen through a function, as often as wanted, one in memory at a time."""
 
@@ -517,7 +541,7 @@ class Constant(nn.Module):
 
     def __init__(self, n_inputs: int, n_waves: int, config: GenARConfig) -> None:
         super().__init__()
-        self.condition = nn.Parameter(torch.zeros(1, config.width))
+        self.condition = nn.Parameter(torch.randn(1, config.width))
         self.token = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
 
     def forward(
@@ -573,7 +597,7 @@ class CountHead(nn.Module):
         if self.modulate is not None:
             scale, shift = self.modulate(identity).chunk(2, dim=-1)
             x = x * (1 + scale) + shift
-        return self.linear(x)
+        return self.linear(x).float()
 
     def free_logits(self, answer: Tensor, size: int) -> Tensor:
         return answer[..., :size] if self.categorical else answer[..., 2:] @ self.bumps[:, :size]
