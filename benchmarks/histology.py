@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from _figures import Kept, draw
 from _report import MEANING as MEANING_OF_METRICS
 from _report import Cost, Place, Results, Row, environment, heading, measured
 
@@ -39,6 +40,9 @@ SCALES = ("normalized", "raw")
 MODEL = "GenAR"
 NO_PLACE = "GenAR without place"
 LINEAR = "linear path alone"
+"""GenAR's ridge from histology and place, read out as GenAR reads its own distribution; nothing is trained."""
+UNTRAINED = "GenAR before training"
+"""All that GenAR finds before its decoder takes a step."""
 MAX_NUMBERS = 60_000_000
 """Probabilities that are held at once."""
 
@@ -75,7 +79,7 @@ class Options:
     figure: Path | None = None
 
 
-QUICK = {"seeds": (0,), "toy": ToySize(3, 1, 200, 80), "without_place": False}
+QUICK = {"seeds": (0,), "toy": ToySize(3, 1, 160, 60), "max_folds": 2, "without_place": False}
 """What ``--quick`` changes: under ten minutes on two cores."""
 
 ABLATIONS: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -86,6 +90,8 @@ ABLATIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "one-hot labels": lambda _: {"final_label": "onehot"},
     "no neighbour features": lambda _: {"n_neighbors": 0},
     "no blind spots": lambda _: {"blind_share": 0.0},
+    "linear expert only": lambda _: {"nonlinear": False},
+    "norms steered by the image": lambda _: {"steer": True},
     "categorical head": lambda _: {"head": "categorical", "n_tokens": 512},
 }
 
@@ -388,7 +394,7 @@ def run_closed_form(fold: Fold) -> Iterator[Answer]:
             )
             yield run_baseline(fold, lambda scale: RidgeOnHistology(scale=scale))
             yield run_baseline(fold, lambda scale: RidgeWithPlace(scale=scale), placed=True)
-            yield run_genar(fold, 0, LINEAR, kind="baseline", train=False)[0]
+            yield run_genar(fold, 0, LINEAR, kind="baseline", train=False, nonlinear=False)[0]
         else:
             yield run_baseline(fold, lambda scale, kind=kind: kind(scale=scale))
 
@@ -564,6 +570,7 @@ def answers_of(
     epochs = options.max_epochs
     if not options.ablations:
         yield from run_trained(fold, seed)
+        yield from run_genar(fold, seed, UNTRAINED, train=False)
     yield from run_genar(fold, seed, max_epochs=epochs, also_counts=not options.ablations)
     if options.ablations:
         for name, changes in ABLATIONS.items():
@@ -576,8 +583,10 @@ def run(options: Options, command: str = "") -> tuple[Results, dict[str, Any], l
     """Everything that was asked for: results, meta, paired differences."""
     start = time.perf_counter()
     results, about = Results(), {}
+    pictures: list[Path] = []
     for name, dataset_of in datasets_of(options):
         closed_form: dict[Any, list[Answer]] = {}
+        kept: list[Kept] = []
         for seed in options.seeds:
             dataset = dataset_of(seed)
             describe(about.setdefault(name, {}), dataset)
@@ -589,8 +598,18 @@ def run(options: Options, command: str = "") -> tuple[Results, dict[str, Any], l
                 key = dataset.prefix + unit
                 for answer in answers_of(options, fold, seed, closed_form, key):
                     score(results, dataset, fold, seed, answer)
+                    if (
+                        answer.method == MODEL
+                        and answer.distribution is not None
+                        and seed == options.seeds[0]
+                    ):
+                        kept.append(
+                            Kept(fold.test, MODEL, answer.on_scale["normalized"], answer.distribution)
+                        )
                     results.costs += [Cost(name, answer.method, *cost) for cost in answer.costs]
                     _progress(start, name, seed, unit, answer, results)
+        if options.figure is not None and kept:
+            pictures += draw(options.figure, name, results, kept)
     meta = {
         "benchmark": "histology",
         "command": command,
@@ -606,6 +625,7 @@ def run(options: Options, command: str = "") -> tuple[Results, dict[str, Any], l
         "min_counts": MIN_COUNTS,
         "meaning": MEANING_OF_METRICS,
         "validation": "none: GenAR trains on all training rows for its default number of steps",
+        "pictures": [path.name for path in pictures],
         "seconds": time.perf_counter() - start,
     }
     return results, meta, paired_of(results, options)
@@ -677,7 +697,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         action="store_true",
         help="a run of its own: GenAR and its ablations beside closed-form rows, on the toy tissue, two patients of each",
     )
-    parser.add_argument("--figure", type=Path, help="folder for gene maps and score plot of a real section")
+    parser.add_argument("--figure", type=Path, help="folder for gene maps, score plots and calibration")
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = {}
     if given.ablations:
