@@ -37,7 +37,7 @@ class GenAR(STModel):
     """H&E → spot-level gene counts, generated coarse to fine over gene groups.
 
     Registered fields: histology embedding and coordinates (inputs), counts (target). A fitted model predicts an
-    AnnData that has no genes at all. See :cite:p:`ouyang2025genar` for the method and the model's page for what
+    AnnData that has no genes at all. See :cite:p:`genar` for the method and the model's page for what
     differs here.
 
     Parameters
