@@ -100,7 +100,6 @@ def test_a_genes_level_and_spread_do_not_decide_its_group():
     assert partition(groups[1], names) == partition(labels, names)
 
 
-@pytest.mark.xfail(reason="of subtrees of one size, the one with the first gene is split", strict=False)
 @pytest.mark.parametrize("scales", [(1, 4, 12, 24), (1, 20, 200)])
 def test_permuting_genes_permutes_the_tree(scales):
     """Also where several subtrees have the size that is to be split next."""

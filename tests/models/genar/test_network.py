@@ -213,16 +213,7 @@ def by_gene(path):
     return mean
 
 
-@pytest.mark.parametrize(
-    "scales",
-    [
-        (1, G),
-        pytest.param(
-            (1, 4, 12, G),
-            marks=pytest.mark.xfail(reason="subtrees of one size are split in gene order", strict=False),
-        ),
-    ],
-)
+@pytest.mark.parametrize("scales", [(1, G), (1, 4, 12, G)])
 def test_permuting_genes_permutes_predictions(scales):
     """The tree, the tokens and the linear path follow the genes; only a gene's identity has to be moved."""
     order = torch.randperm(G, generator=torch.Generator().manual_seed(4))
@@ -332,12 +323,7 @@ def train(net, batch, steps, lr=3e-3):
     return losses
 
 
-DEAD = "a constant condition of 0 and the steering it meets, also 0, give each other no gradient"
-
-
-@pytest.mark.parametrize(
-    "steer", [pytest.param(False, marks=pytest.mark.xfail(reason=DEAD, strict=False)), True]
-)
+@pytest.mark.parametrize("steer", [False, True])
 def test_every_parameter_gets_a_gradient_once_training_has_begun(batch, steer):
     """What starts at 0 holds back what lies before it for a step or two, no longer."""
     net = make_network(awake=False, steer=steer)
@@ -408,9 +394,10 @@ def test_an_ablation_trains_and_predicts(name, batch):
     net = make_network(awake=False, **ABLATIONS[name])
     if not net.config.n_neighbors:
         del batch["neighbours"]
-    losses = train(net, batch, 4)
-    assert losses[-1] < losses[0]
+    before = net.loss(batch).total.item()
+    train(net, batch, 8)
     net.eval()
+    assert net.loss(batch).total.item() < before
     for path in net.generate(batch, n_paths=2):
         for p in path.probability:
             torch.testing.assert_close(p.sum(-1), torch.ones(p.shape[:-1]))
@@ -435,9 +422,6 @@ def test_empty_spots_and_silent_genes_train_without_nan():
     assert all(x < float("inf") for x in train(net, batches[0], 3))
 
 
-@pytest.mark.xfail(
-    reason="counts pass through a matrix product, which autocast rounds to 8 bits", strict=False
-)
 def test_mixed_precision_leaves_count_tokens_exact(net, batch):
     batch["counts"] += 257
     exact = net._tokens(batch)
