@@ -56,7 +56,7 @@ class ToySize(NamedTuple):
     n_genes: int
 
 
-TOY_SIZE = ToySize(4, 2, 240, 120)
+TOY_SIZE = ToySize(4, 2, 200, 120)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -701,7 +701,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = {}
     if given.ablations:
-        changes |= {"datasets": (TOY,), "max_folds": 2}
+        changes |= {"datasets": (TOY,), "max_folds": 2, "toy": ToySize(4, 2, 150, 100)}
     if given.quick:
         changes |= QUICK
     if given.datasets:

@@ -76,14 +76,16 @@ def plain_logits(net: GenARNetwork, batch: Batch, generator: torch.Generator | N
     """K passes; each embeds everything finished before its scale anew."""
     expected = net._expected(batch, held_out=net.training and not net.config.steer)
     token = net._tokens(batch).round()
+    known = torch.ones_like(token[:, :1])
     if net.training and net.config.blind_share:
         blind = torch.rand(len(token), 1, generator=generator, device=token.device) < net.config.blind_share
         token = torch.where(blind, (expected + net.log_bias.detach()).exp(), token)
+        known = 1.0 - blind.to(token.dtype)
     condition, prefix = net.condition(net.expected.linear, net._features(batch), batch["xy"], generator)
     surprise, logits, shift = expected.new_zeros(len(expected), 1), [], []
     for k in range(len(net.scales)):
         parts = [slice(net.starts[j], net.starts[j + 1]) for j in range(k + 1)]
-        context = [net._context(token[:, parts[j]], expected[:, parts[j]], j) for j in range(k)]
+        context = [net._context(token[:, parts[j]], expected[:, parts[j]], j, known) for j in range(k)]
         query = net._query(context[-1] if k else None, expected[:, parts[k]], k)
         group = net.token_scale[: net.starts[k + 1]]
         prefix_group = group.new_full((prefix.shape[1],), -1)
