@@ -96,7 +96,7 @@ class GenARConfig:
     """Condition on the spot's place in its section."""
     n_neighbors: int = 6
     """Nearest spots whose histology (never their counts) joins the condition. 0 for none."""
-    blind_share: float = 0.5
+    blind_share: float = 0.3
     """Share of spots that train without their true coarser tokens; what was expected of each group stands in."""
 
     shift_penalty: float = 5.0
@@ -312,15 +312,17 @@ class GenARNetwork(Network):
         own = self.pool.T @ self.identity if self.config.gene_modulation else 0.0
         return own + self.scale_embedding[self.token_scale]
 
-    def _context(self, token: Tensor, expected: Tensor, k: int) -> Tensor:
-        """Finished tokens of scale k, (B, d_k, D)."""
+    def _context(self, token: Tensor, expected: Tensor, k: int, known: Tensor) -> Tensor:
+        """Tokens of scale k, (B, d_k, D): finished where ``known`` (B, 1) is 1, else what was expected of them."""
         part = slice(self.starts[k], self.starts[k + 1])
-        return self.value(token, expected, self.resolution[part]) + self._identity()[part]
+        return self.value(token, expected, self.resolution[part], known) + self._identity()[part]
 
     def _query(self, context: Tensor | None, expected: Tensor, k: int) -> Tensor:
         """Questions of scale k, (B, d_k, D): the parent's token, who is asked, and what the linear path expects."""
         part = slice(self.starts[k], self.starts[k + 1])
-        query = self._identity()[part] + self.value(expected.exp(), expected, self.resolution[part])
+        query = self._identity()[part] + self.value(
+            expected.exp(), expected, self.resolution[part], torch.zeros_like(expected[:, :1])
+        )
         if context is not None:
             query = query + self.parent_transform(context)[:, self.parent[part] - self.starts[k - 1]]
         return query
@@ -338,8 +340,10 @@ class GenARNetwork(Network):
                 label = labels[:, self.starts[k] : self.starts[k + 1]][:, columns]
                 total = total + label_divergence(values, *self._label(label, size, k)).sum(-1).mean()
             parts[f"scale_{self.scales[k]}"] = total
-        prior = 0.5 * self.config.shift_penalty * shift.square().sum(-1).mean() / len(self.scales)
-        return Loss(torch.stack(list(parts.values())).mean() + prior, parts)
+        total = torch.stack(list(parts.values())).mean()
+        if self.config.head == "negative_binomial":
+            total = total + 0.5 * self.config.shift_penalty * shift.square().sum(-1).mean() / len(self.scales)
+        return Loss(total, parts)
 
     def _label(self, token: Tensor, size: int, k: int) -> tuple[Tensor, Tensor]:
         token = token.clamp(max=size - 1)
@@ -358,11 +362,13 @@ class GenARNetwork(Network):
         """
         expected = self._expected(batch, held_out=self.training and not self.config.steer)
         token = self._tokens(batch).round()
+        known = torch.ones_like(token[:, :1])
         if self.training and self.config.blind_share:
             blind = (
                 torch.rand(len(token), 1, generator=generator, device=token.device) < self.config.blind_share
             )
             token = torch.where(blind, (expected + self.log_bias.detach()).exp(), token)
+            known = 1.0 - blind.to(token.dtype)
         condition, prefix = self.condition(
             self.expected.linear, self._features(batch), batch["xy"], generator
         )
@@ -373,7 +379,7 @@ class GenARNetwork(Network):
             query.append(self._query(context[-1] if k else None, expected[:, part], k))
             scale_tokens.append(token[:, part])
             if k < len(self.scales) - 1:
-                context.append(self._context(token[:, part], expected[:, part], k))
+                context.append(self._context(token[:, part], expected[:, part], k, known))
         group = self.token_scale
         prefix_group = group.new_full((prefix.shape[1],), -1)
         hidden = self.decoder(
@@ -449,6 +455,7 @@ class GenARNetwork(Network):
 
     def _path(self, cache: Cache, expected: Tensor, condition: Tensor, level: Tensor | None) -> Prediction:
         context, surprise = None, expected.new_zeros(len(expected), 1)
+        known = torch.full_like(expected[:, :1], float(level is not None))
         for k in range(len(self.scales)):
             part = slice(self.starts[k], self.starts[k + 1])
             query = self._query(context, expected[:, part], k)
@@ -460,7 +467,7 @@ class GenARNetwork(Network):
                 return Prediction(probability, self.buckets[k])
             token = self._chosen(probability, k, None if level is None else level[:, part])
             surprise = self._surprise(surprise, token, log_mean, k)
-            context = self._context(token, expected[:, part], k)
+            context = self._context(token, expected[:, part], k, known)
             if k < len(self.scales) - 1:
                 cache = self.decoder.extend(cache, context, self.token_scale[part], condition)
         raise AssertionError("unreachable: the last scale returns")
@@ -552,18 +559,22 @@ class Constant(nn.Module):
 
 
 class ValueEmbedding(nn.Module):
-    """A count as a smooth code: its log, and its log ratio to what was expected."""
+    """A count as a smooth code: its log, what was expected, their log ratio, and whether the count is known."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.embed = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
+        self.embed = nn.Sequential(nn.Linear(4, width), nn.GELU(), nn.Linear(width, width))
 
-    def forward(self, token: Tensor, log_expected: Tensor, resolution: Tensor) -> Tensor:
+    def forward(self, token: Tensor, log_expected: Tensor, resolution: Tensor, known: Tensor) -> Tensor:
         expected = log_expected.clamp(max=12.0).exp()
         surprise = ((token + 1) / (expected + 1)).log()
-        return self.embed(
-            torch.stack([torch.log1p(token / resolution) / 3, torch.log1p(expected) / 3, surprise], dim=-1)
+        code = (
+            torch.log1p(token / resolution) / 3,
+            torch.log1p(expected) / 3,
+            surprise,
+            known.expand_as(token),
         )
+        return self.embed(torch.stack(code, dim=-1))
 
 
 class CountHead(nn.Module):
