@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+import stgen
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import CoordinatesField, HistologyField, PatientField, SplitField
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("stgen")
 
+ENGINES = ("anndata", "scvi-tools", "torch")
 STATISTICS = ("mean", "median", "mode")
 
 
@@ -434,7 +436,7 @@ def _record(model: GenAR, reader: GenAR, names: list[str], seen: dict[str, Any],
         "model": facts,
         "gene_groups": {"gene": list(groups.index), **{scale: groups[scale].to_numpy() for scale in groups}},
         "seen_in_training": seen,
-        "versions": {name: version(name) for name in ("stgen", "anndata", "scvi-tools", "torch")},
+        "versions": {"stgen": stgen.__version__} | {name: version(name) for name in ENGINES},
     }
     return _storable(record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 import textwrap
@@ -555,11 +556,14 @@ def test_a_file_that_was_changed_is_refused(fitted, tmp_path):
 # counts above the vocabulary ---------------------------------------------------------------------------------
 
 
-def test_counts_above_the_vocabulary_are_kept(tissue):
+def test_counts_above_the_vocabulary_are_kept_and_reported(tissue, caplog):
     adata = tissue.copy()
     before = adata.X.toarray()
     assert before.max() > 40
-    model = fit(adata, max_tokens=20)
+    with caplog.at_level(logging.WARNING, logger="stgen"):
+        model = fit(adata, max_tokens=20)
+    assert "training counts (in " in caplog.text
+    assert "lie above the vocabulary of 20 tokens; they are kept in your data" in caplog.text
     assert np.array_equal(adata.X.toarray(), before)
     below, at_most = model.predict_cdf(adata)
     above = before >= 20
