@@ -43,6 +43,13 @@ from ._linear import N_FOLDS, LinearPath, normalized
 logger = logging.getLogger("stgen")
 
 N_BUMPS = 8
+_TOKEN_PARAMETERS = {
+    "log_dispersion": math.log(10.0),
+    "log_surprise": math.log(10.0),
+    "log_temperature": 0.0,
+    "log_bias": 0.0,
+}
+"""What the negative binomial of each token has of its own, and where training starts."""
 PREPARE_ROWS = 20_000
 """Training spots, evenly spread, from which groups and resolutions are found."""
 
@@ -134,6 +141,10 @@ class GenARNetwork(Network):
     parent: Tensor
     token_scale: Tensor
     resolution: Tensor
+    log_dispersion: Tensor
+    log_surprise: Tensor
+    log_temperature: Tensor
+    log_bias: Tensor
 
     def __init__(
         self,
@@ -172,10 +183,12 @@ class GenARNetwork(Network):
         self._set_vocabulary(vocabulary or [config.n_tokens or config.max_tokens] * n_tokens)
         self.head = CountHead(config, self.n_tokens)
         self.register_buffer("resolution", torch.ones(n_tokens))
-        self.log_dispersion = nn.Parameter(torch.full((n_tokens,), math.log(10.0)))
-        self.log_surprise = nn.Parameter(torch.full((n_tokens,), math.log(10.0)))
-        self.log_temperature = nn.Parameter(torch.zeros(n_tokens))
-        self.log_bias = nn.Parameter(torch.zeros(n_tokens))
+        for name, start in _TOKEN_PARAMETERS.items():
+            value = torch.full((n_tokens,), start)
+            if config.head == "negative_binomial":
+                setattr(self, name, nn.Parameter(value))
+            else:  # free logits have no use for them
+                self.register_buffer(name, value, persistent=False)
 
     # -- what the data decide ---------------------------------------------------------------------------------
 
