@@ -53,6 +53,7 @@ MEANING = {
     "pearson_module, pearson_other": "the same over genes inside and outside the planted co-expression modules",
     "pcc_10, pcc_50, pcc_200": "mean over the genes with the largest test correlation; only for comparison with papers",
     "pit_deviation": "largest distance of the randomised PIT's distribution from uniform, all genes together",
+    "pit_deviation_pooled": "the same over all held-out sections and seeds together",
     "coverage_50, coverage_90": "share of counts in the central 50 % and 90 % interval",
     "coverage_50_gap, coverage_90_gap": "that share minus the mass which the prediction gives to its own interval",
     "nll": "mean of −log probability of a count (natural logarithm; a probability below 1e-6 counts as that)",
@@ -106,6 +107,8 @@ class Results:
         self.costs: list[Cost] = []
         self.kinds: dict[str, str] = {}
         self._genes: dict[tuple[Place, str, str], pd.Series] = {}
+        self.pit: dict[tuple[str, str, str], list[np.ndarray]] = {}
+        """(dataset, method, kind) → randomised PIT values of every held-out section."""
         self.subsets: dict[str, dict[str, str]] = {}
         """Dataset → gene → "module" or "other", where that is known."""
 
@@ -268,6 +271,7 @@ class Results:
             show(columns({s: (f"pearson_{s}", "normalized") for s in SUBSETS[1:]}))
         calibration = (
             "pit_deviation",
+            "pit_deviation_pooled",
             "coverage_50",
             "coverage_50_gap",
             "coverage_90",

@@ -530,6 +530,10 @@ def score(results: Results, dataset: Dataset, fold: Fold, seed: int, answer: Ans
                 has_units=answer.has_units,
             )
         if answer.distribution is not None:
+            pit = metrics.randomized_pit(
+                counts[here], answer.distribution["below"][here], answer.distribution["at"][here]
+            )
+            results.pit.setdefault((dataset.name, answer.method, answer.kind), []).append(pit.ravel())
             here_only = {key: values[here] for key, values in answer.distribution.items()}
             for metric, value in calibration(counts[here], here_only).items():
                 results.add(place, answer.method, answer.kind, metric, "", value)
@@ -608,6 +612,13 @@ def run(options: Options, command: str = "") -> tuple[Results, dict[str, Any], l
                         )
                     results.costs += [Cost(name, answer.method, *cost) for cost in answer.costs]
                     _progress(start, name, seed, unit, answer, results)
+        for (of, method, kind), pits in results.pit.items():
+            if (
+                of == name
+            ):  # the shift of one section's depth says little; all held-out sections together say more
+                everything = Place(name, "all sections", "all", -1)
+                value = metrics.pit_deviation(np.concatenate(pits))
+                results.add(everything, method, kind, "pit_deviation_pooled", "", value)
         if options.figure is not None and kept:
             pictures += draw(options.figure, name, results, kept)
     meta = {

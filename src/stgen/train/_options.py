@@ -14,9 +14,11 @@ class TrainingOptions:
     """What ``train`` can be told. A model may bring other defaults."""
 
     max_epochs: int | None = None
-    """Passes over the training rows. ``None``: about :attr:`n_steps` steps, but 20 to 400 epochs."""
+    """Passes over the training rows. ``None``: about :attr:`n_steps` steps, but :attr:`min_epochs` to 400 epochs."""
     n_steps: int = 4000
     """Steps aimed at where ``max_epochs`` is not given."""
+    min_epochs: int = 20
+    """Epochs at least where ``max_epochs`` is not given."""
     batch_size: int = 64
     """Rows per step."""
     lr: float = 1e-3
@@ -39,7 +41,7 @@ class TrainingOptions:
     """Seed of the order of rows and of all noise."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "patience", "n_steps"):
+        for name in ("batch_size", "patience", "n_steps", "min_epochs"):
             _check(
                 isinstance(getattr(self, name), Integral) and getattr(self, name) >= 1,
                 name,
@@ -60,7 +62,7 @@ class TrainingOptions:
         """Number of epochs for data of this size."""
         if self.max_epochs is not None:
             return self.max_epochs
-        return min(400, max(20, round(self.n_steps / steps_per_epoch)))
+        return min(400, max(self.min_epochs, round(self.n_steps / steps_per_epoch)))
 
 
 def _check(ok: bool, name: str, expected: str, options: TrainingOptions) -> None:
