@@ -68,7 +68,10 @@ def test_metrics_are_those_of_stgen_on_the_stated_scales(ran):
     per_gene = {"pearson", "spearman", "rmse", "mae", "ssim"}
     assert per_gene | {"pit_deviation"} <= names & set(metrics.__all__)
     others = {"n_undefined", "pearson_module", "pearson_other", "pcc_10", "nll", "coverage_50", "coverage_90"}
-    assert names == per_gene | {"pit_deviation", "pit_deviation_pooled"} | others | {"coverage_50_gap", "coverage_90_gap"}
+    assert names == per_gene | {"pit_deviation", "pit_deviation_pooled"} | others | {
+        "coverage_50_gap",
+        "coverage_90_gap",
+    }
     scales = ran.rows.groupby("metric")["scale"].agg(set)
     assert all(scales[name] == {"normalized", "raw"} for name in per_gene)
     assert scales["pit_deviation"] == scales["coverage_90"] == {""}
