@@ -93,7 +93,7 @@ class GenAR(STModel):
         ),
     }
     _training = TrainingOptions(
-        n_steps=300, batch_size=64, lr=1e-3, weight_decay=0.05, ema_decay=0.98, patience=10
+        n_steps=80, min_epochs=4, batch_size=64, lr=2e-3, weight_decay=0.05, ema_decay=0.95, patience=10
     )
     _training_of_presets: ClassVar[Mapping[str, TrainingOptions]] = {
         "paper": TrainingOptions(max_epochs=200, batch_size=64, lr=1e-4, weight_decay=0.0, patience=20)

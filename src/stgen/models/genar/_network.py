@@ -58,11 +58,11 @@ PREPARE_ROWS = 20_000
 class GenARConfig:
     """Architecture of :class:`stgen.models.GenAR`."""
 
-    width: int = 64
+    width: int = 48
     """Width D of tokens."""
     n_layers: int = 2
     """Transformer blocks."""
-    n_heads: int = 4
+    n_heads: int = 2
     """Attention heads of a block."""
     ffn_ratio: int = 3
     """Width of a block's feed-forward network over D."""
