@@ -36,34 +36,36 @@ class Perceptrons(nn.Module):
         self.register_buffer("first_bias", torch.zeros(n, 1, HIDDEN))
         self.register_buffer("second", torch.zeros(n, HIDDEN, n_targets))
         self.register_buffer("second_bias", torch.zeros(n, 1, n_targets))
-        self.register_buffer("mean", torch.zeros(n_targets))
-        self.register_buffer("sd", torch.ones(n_targets))
+        self.register_buffer("mean", torch.zeros(n, 1, n_targets))
+        self.register_buffer("sd", torch.ones(n, 1, n_targets))
 
     def forward(self, inputs: Tensor, fold: Tensor | None = None) -> Tensor:
         """``fold`` (B,) names the perceptron that answers each spot; without it the one fitted on all answers."""
         if fold is None:
             return self._answer(inputs, slice(-1, None))[0]
-        answer = inputs.new_empty(len(inputs), len(self.mean))
+        answer = inputs.new_empty(len(inputs), self.mean.shape[-1])
         for f in fold.unique().tolist():
             answer[fold == f] = self._answer(inputs[fold == f], slice(f, f + 1))[0]
         return answer
 
     def _answer(self, inputs: Tensor, which: slice) -> Tensor:
         hidden = F.gelu(inputs @ self.first[which] + self.first_bias[which])
-        return (hidden @ self.second[which] + self.second_bias[which]) * self.sd + self.mean
+        return (hidden @ self.second[which] + self.second_bias[which]) * self.sd[which] + self.mean[which]
 
     def fit(self, inputs: Tensor, targets: Tensor, fold: Tensor) -> None:
         """Fit all perceptrons on training rows."""
-        self.mean.copy_(targets.mean(0))
-        self.sd.copy_(targets.std(0, correction=0).clamp(min=1e-6))
-        standard = (targets - self.mean) / self.sd
-        nn.init.uniform_(self.first, -1, 1).div_(math.sqrt(self.first.shape[1]))
-        nn.init.zeros_(self.second)
-        weights = [getattr(self, name) for name in ("first", "first_bias", "second", "second_bias")]
         # which perceptrons may learn from which fold: all but its own
-        sees = torch.ones(len(self.first), len(self.first), device=inputs.device) - torch.eye(
-            len(self.first), device=inputs.device
-        )
+        n = len(self.first)
+        sees = (torch.ones(n, n) - torch.eye(n)).to(inputs)[:, fold]
+        seen = sees / sees.sum(1, keepdim=True).clamp(min=1.0)
+        self.mean.copy_((seen @ targets)[:, None])
+        spread = (seen @ targets.square())[:, None] - self.mean.square()
+        self.sd.copy_(spread.clamp(min=1e-6).sqrt())
+        nn.init.uniform_(self.first, -1, 1).div_(math.sqrt(self.first.shape[1]))
+        nn.init.zeros_(self.first_bias)
+        nn.init.zeros_(self.second)
+        nn.init.zeros_(self.second_bias)
+        weights = [getattr(self, name) for name in ("first", "first_bias", "second", "second_bias")]
         n_steps = min(MAX_STEPS, EPOCHS * math.ceil(len(inputs) / BATCH))
         with torch.enable_grad():
             for weight in weights:
@@ -80,9 +82,9 @@ class Perceptrons(nn.Module):
                 rows = order.pop()
                 for group in optimizer.param_groups:
                     group["lr"] = LEARNING_RATE * _rate(step / n_steps)
-                error = (self._noisy(inputs[rows]) - standard[rows]).square().mean(-1)
+                error = (self._noisy(inputs[rows]) - (targets[rows] - self.mean) / self.sd).square().mean(-1)
                 optimizer.zero_grad()
-                (error * sees[:, fold[rows]]).mean(1).sum().backward()
+                (error * sees[:, rows]).mean(1).sum().backward()
                 optimizer.step()
         for weight in weights:
             weight.requires_grad_(False)
