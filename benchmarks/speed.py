@@ -35,7 +35,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stgen.models.genar._network import GenARConfig, GenARNetwork
+from stgen.models.genar._config import GenARConfig
+from stgen.models.genar._network import GenARNetwork
 from stgen.nn._attention import Attend
 from stgen.nn._grouped import GroupedDecoder, context_sees_context, query_sees_context, query_sees_query
 from stgen.nn._network import Batch

@@ -148,7 +148,7 @@ def test_ablations_stand_beside_the_default(benchmark, monkeypatch):
 def test_every_ablation_is_a_model_that_can_be_built(benchmark):
     import dataclasses
 
-    from stgen.models.genar._network import GenARConfig
+    from stgen.models.genar._config import GenARConfig
 
     for changes in benchmark.ABLATIONS.values():
         dataclasses.replace(GenARConfig(), **changes(100))

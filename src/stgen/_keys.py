@@ -30,6 +30,8 @@ PANEL = "gene_panel"
 """``var``: whether a gene is in the panel; ``uns``: how it was chosen."""
 
 # written by datasets
+MEAN_RATE = "mean_rate"
+"""``var``: expected count of a gene of a toy tissue at unit depth."""
 TOY = "toy_tissue"
 """``uns``: parameters, seed, cell types, stain and depth of the sections of a toy tissue."""
 PROPORTIONS = "cell_type_proportions"

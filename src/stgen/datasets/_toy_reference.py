@@ -76,7 +76,7 @@ def toy_reference(
     names = np.array([str(name) for name in adata.uns[keys.TOY]["cell_types"]])
     kind = _draw_kinds(np.asarray(adata.obsm[keys.PROPORTIONS]), n_cells, rng)
     profile, loadings = np.asarray(adata.varm[keys.PROFILES]), np.asarray(adata.varm[keys.LOADINGS])
-    log_rate = np.log(adata.var["mean_rate"].to_numpy()) + profile.T[kind]
+    log_rate = np.log(adata.var[keys.MEAN_RATE].to_numpy()) + profile.T[kind]
     log_rate = log_rate + rng.standard_normal((n_cells, loadings.shape[1])) @ loadings.T
     technology = np.exp(rng.normal(0, technology_sd, adata.n_vars))
     rate = np.exp(log_rate) * technology

@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from stgen.models.genar._network import CountHead, GenARConfig, GenARNetwork
+from stgen.models.genar._config import GenARConfig
+from stgen.models.genar._network import GenARNetwork
+from stgen.models.genar._parts import CountHead
 from stgen.nn._grouped import GroupedDecoder
 
 B, F, K_NEIGHBOURS, G = 24, 6, 3, 24

@@ -1,6 +1,6 @@
 """GenAR: H&E → counts, coarse to fine over gene groups."""
 
+from ._config import GenARConfig
 from ._model import GenAR
-from ._network import GenARConfig
 
 __all__ = ["GenAR", "GenARConfig"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
@@ -16,20 +16,30 @@ from stgen._settings import settings
 from stgen.data._fields import CountsField
 from stgen.data._names import check_unique, looks_like_ensembl, some
 from stgen.models._base import Example, STModel, spot_fields
-from stgen.nn._counts import distribution_moments, distribution_quantile
 from stgen.nn._noise import keyed_uniform
 from stgen.train._options import TrainingOptions
 
+from ._config import GenARConfig
+from ._distribution import (
+    READ,
+    AsFirst,
+    Buckets,
+    at_level,
+    chosen,
+    collect,
+    cumulative,
+    expected_normalized,
+    quantile,
+    read_out,
+)
 from ._hierarchy import check_groups
-from ._network import GenARConfig, GenARNetwork, Prediction
+from ._network import GenARNetwork
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 PATHS = 8
 STATISTICS = ("mean", "normalized", "median", "mode", "sd")
-Buckets = list[tuple[list[int], Tensor]]
-"""Genes (columns) that share a vocabulary size, and their probabilities (B, n, V)."""
 
 
 @final
@@ -218,13 +228,13 @@ class GenAR(STModel):
         _at_least_one(n_samples=n_samples, n_paths=n_paths, batch_size=batch_size)
         if n_samples is not None:
             chunks = self._samples(adata, columns, n_samples, batch_size, seed)
-            return _collect(chunks, (n_samples, adata.n_obs, len(columns)), out)
+            return collect(chunks, (n_samples, adata.n_obs, len(columns)), out)
         if quantiles is not None:
             levels = [_level(q) for q in quantiles]
             _at_least_one(quantiles=len(levels))
             mixed = self._mixtures(adata, columns, n_paths or PATHS, batch_size, seed)
-            chunks = (torch.stack([_spread(p, len(columns), _quantile(q)) for q in levels]) for p in mixed)
-            return _collect(chunks, (len(levels), adata.n_obs, len(columns)), out)
+            chunks = (torch.stack([read_out(p, len(columns), quantile(q)) for q in levels]) for p in mixed)
+            return collect(chunks, (len(levels), adata.n_obs, len(columns)), out)
         if statistic not in STATISTICS:
             raise ValueError(
                 f"`statistic` must be one of {', '.join(map(repr, STATISTICS))}; got {statistic!r}."
@@ -232,13 +242,13 @@ class GenAR(STModel):
         if statistic == "normalized":
             whole = self._mixtures(adata, np.arange(len(self.genes)), n_paths or 1, batch_size, seed)
             target = float(self.module.expected.target_total)
-            chunks = (_expected_normalized(p, len(self.genes), target)[:, columns] for p in whole)
+            chunks = (expected_normalized(p, len(self.genes), target)[:, columns] for p in whole)
         else:
             default = 1 if statistic == "mean" else PATHS
             mixed = self._mixtures(adata, columns, n_paths or default, batch_size, seed)
-            chunks = (_spread(p, len(columns), _READ[statistic]) for p in mixed)
-        values = _collect(
-            (c[None] for c in chunks), (1, adata.n_obs, len(columns)), None if out is None else _First(out)
+            chunks = (read_out(p, len(columns), READ[statistic]) for p in mixed)
+        values = collect(
+            (c[None] for c in chunks), (1, adata.n_obs, len(columns)), None if out is None else AsFirst(out)
         )
         return pd.DataFrame(values[0], index=adata.obs_names, columns=names) if out is None else out
 
@@ -320,8 +330,8 @@ class GenAR(STModel):
             rows = observed[start : start + len(buckets[0][1])]
             start += len(buckets[0][1])
             counts = torch.from_numpy(rows.toarray() if sparse.issparse(rows) else rows).to(self.device)
-            below.append(_spread(buckets, len(columns), _cumulative(counts - 1)).cpu().numpy())
-            at_most.append(_spread(buckets, len(columns), _cumulative(counts)).cpu().numpy())
+            below.append(read_out(buckets, len(columns), cumulative(counts - 1)).cpu().numpy())
+            at_most.append(read_out(buckets, len(columns), cumulative(counts)).cpu().numpy())
         return np.concatenate(below), np.concatenate(at_most)
 
     def get_gene_groups(self) -> pd.DataFrame:
@@ -384,11 +394,11 @@ class GenAR(STModel):
         for batch in self._batches(adata, batch_size=batch_size):
             mixed: Buckets | None = None
             for path in self.module.generate(batch, n_paths=n_paths, seed=seed):
-                chosen = _chosen(path, place)
+                one = chosen(path, place)
                 if mixed is None:
-                    mixed = chosen
+                    mixed = one
                 else:
-                    mixed = [(where, p + q) for (where, p), (_, q) in zip(mixed, chosen, strict=True)]
+                    mixed = [(where, p + q) for (where, p), (_, q) in zip(mixed, one, strict=True)]
             assert mixed is not None
             yield [(where, p / n_paths) for where, p in mixed]
 
@@ -403,90 +413,8 @@ class GenAR(STModel):
             paths = self.module.generate(batch, n_paths=max(n_samples, 2), seed=seed)
             for s, path in zip(range(n_samples), paths, strict=False):
                 level = keyed_uniform(batch["key"], len(self.genes), seed=seed + 7919 * (s + 1))[:, columns]
-                drawn.append(_spread(_chosen(path, place), len(columns), _at_level(level)))
+                drawn.append(read_out(chosen(path, place), len(columns), at_level(level)))
             yield torch.stack(drawn)
-
-
-def _chosen(path: Prediction, place: Mapping[int, int]) -> Buckets:
-    """The part of a path's genes that is asked for, with where each goes in the answer."""
-    result = []
-    for (columns, _), p in zip(path.buckets, path.probability, strict=True):
-        kept = [i for i, c in enumerate(columns) if c in place]
-        if kept:
-            result.append(([place[columns[i]] for i in kept], p if len(kept) == len(columns) else p[:, kept]))
-    return result
-
-
-Read = Callable[[Tensor, list[int]], Tensor]
-"""Probabilities (B, n, V) and the answer's columns they belong to → a number each (B, n)."""
-
-
-def _spread(buckets: Buckets, n_columns: int, read: Read) -> Tensor:
-    """One number a gene from its distribution: (B, n_columns)."""
-    answer = buckets[0][1].new_empty(len(buckets[0][1]), n_columns)
-    for where, p in buckets:
-        answer[:, where] = read(p, where).to(answer.dtype)
-    return answer
-
-
-def _quantile(level: float) -> Read:
-    return lambda p, _: distribution_quantile(p, level)
-
-
-def _at_level(level: Tensor) -> Read:
-    return lambda p, where: (p.cumsum(-1) < level[:, where, None]).sum(-1).clamp(max=p.shape[-1] - 1)
-
-
-def _cumulative(count: Tensor) -> Read:
-    def read(p: Tensor, where: list[int]) -> Tensor:
-        wanted = count[:, where].long()
-        cumulative = p.cumsum(-1).gather(-1, wanted.clamp(0, p.shape[-1] - 1)[..., None])[..., 0]
-        return torch.where(wanted < 0, 0.0, cumulative.clamp(max=1.0))
-
-    return read
-
-
-_READ: dict[str, Read] = {
-    "mean": lambda p, _: distribution_moments(p)[0],
-    "sd": lambda p, _: distribution_moments(p)[1].sqrt(),
-    "median": _quantile(0.5),
-    "mode": lambda p, _: p.argmax(-1),
-}
-
-
-def _expected_normalized(buckets: Buckets, n_genes: int, target: float) -> Tensor:
-    """E[log1p(count / panel total × target)] with the predicted panel total."""
-    total = _spread(buckets, n_genes, _READ["mean"]).sum(-1).clamp(min=1.0)
-
-    def read(p: Tensor, _: list[int]) -> Tensor:
-        count = torch.arange(p.shape[-1], device=p.device, dtype=p.dtype)
-        return torch.einsum("bgv,bv->bg", p, torch.log1p(count * (target / total)[:, None]))
-
-    return _spread(buckets, n_genes, read)
-
-
-class _First:
-    """An array seen as the only entry of one more axis in front."""
-
-    def __init__(self, array: Any) -> None:
-        self.array, self.shape = array, (1, *array.shape)
-
-    def __setitem__(self, where: tuple[slice, slice], value: np.ndarray) -> None:
-        self.array[where[1]] = value[0]
-
-
-def _collect(chunks: Iterator[Tensor], shape: tuple[int, int, int], out: Any) -> Any:
-    """Chunks (…, B, n) of rows one after another into an array, batch by batch."""
-    if out is not None and tuple(out.shape) != shape:
-        n_front = int(isinstance(out, _First))
-        raise ValueError(f"`out` must have shape {shape[n_front:]}; got {tuple(out.shape)[n_front:]}.")
-    answer = np.empty(shape, dtype=np.float32) if out is None else out
-    start = 0
-    for chunk in chunks:
-        stop = start + chunk.shape[1]
-        answer[:, start:stop] = chunk.cpu().numpy()
-        start = stop
-    return answer
 
 
 def _at_least_one(**numbers: int | None) -> None:

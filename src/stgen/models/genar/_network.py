@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...nn._attention import AdaptiveBlock, AdaptiveNorm
+from ...nn._attention import AdaptiveBlock
 from ...nn._counts import (
     gaussian_label,
     label_divergence,
@@ -36,13 +36,14 @@ from ...nn._counts import (
 from ...nn._grouped import Cache, GroupedDecoder
 from ...nn._network import Batch, Loss, Network
 from ...nn._noise import keyed_uniform
+from ._config import GenARConfig
 from ._expected import ExpectedCounts
-from ._hierarchy import METHODS, SCALE_SHARES, check_scales, default_scales, gene_hierarchy, parents
-from ._linear import N_FOLDS, LinearPath, normalized
+from ._hierarchy import check_scales, default_scales, gene_hierarchy, parents
+from ._linear import N_FOLDS, normalized
+from ._parts import ConditionEncoder, Constant, CountHead, ValueEmbedding
 
 logger = logging.getLogger("stgen")
 
-N_BUMPS = 8
 _TOKEN_PARAMETERS = {
     "log_dispersion": math.log(10.0),
     "log_surprise": math.log(10.0),
@@ -52,84 +53,6 @@ _TOKEN_PARAMETERS = {
 """What the negative binomial of each token has of its own, and where training starts."""
 PREPARE_ROWS = 20_000
 """Training spots, evenly spread, from which groups and resolutions are found."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GenARConfig:
-    """Architecture of :class:`stgen.models.GenAR`."""
-
-    width: int = 48
-    """Width D of tokens."""
-    n_layers: int = 2
-    """Transformer blocks."""
-    n_heads: int = 2
-    """Attention heads of a block."""
-    ffn_ratio: int = 3
-    """Width of a block's feed-forward network over D."""
-    dropout: float = 0.0
-    """Dropout in the condition encoder and the blocks."""
-    drop_path: float = 0.0
-    """Stochastic depth of the last block; it grows linearly from 0."""
-    feature_dropout: float = 0.2
-    """Share of histology features hidden from the condition encoder in training."""
-    scales: tuple[int, ...] | None = None
-    """Numbers of gene groups, coarse to fine, ending with the number of genes. By default panel, about one group per ten genes, genes."""
-    n_scales: int = 3
-    """Number of scales where ``scales`` does not say them: 3, or 6 as published."""
-    hierarchy: str = "ward"
-    """How genes are grouped: ``"ward"`` (balanced subtrees of depth-normalised profiles) or ``"kmeans"`` (as published)."""
-    gene_modulation: bool = True
-    """Modulate the head by the gene's identity, and mark queries with it."""
-    final_label: str = "gaussian"
-    """Label of the last scale: ``"gaussian"`` (blurred counts) or ``"onehot"``."""
-    label_slope: float = 0.01
-    """Growth of the label's σ with the count."""
-    label_width: float = 0.5
-    """Limit of the label's σ for moderate counts; σ is 0 at 0."""
-    head: str = "negative_binomial"
-    """``"negative_binomial"`` with free logits on top, or ``"categorical"``: free logits alone, as published."""
-    n_tokens: int | None = None
-    """Vocabulary size V. By default three times the largest training token, at most ``max_tokens``."""
-    max_tokens: int = 2001
-    """Upper limit of V at the last scale, where a token is a gene's count."""
-    coarse_tokens: int = 512
-    """Upper limit of V at coarse scales, which are resolved as finely as it allows."""
-    nonlinear: bool = True
-    """Let a perceptron join the ridge in saying which counts to expect, as far as held-out sections support it."""
-    steer: bool = False
-    """Steer the decoder's norms by histology and place, as published. Without it both reach the decoder through the
-    expected counts alone, which carries over better to new sections while sections are few."""
-    use_place: bool = True
-    """Condition on the spot's place in its section."""
-    n_neighbors: int = 6
-    """Nearest spots whose histology (never their counts) joins the condition. 0 for none."""
-    blind_share: float = 0.3
-    """Share of spots that train without their true coarser tokens; what was expected of each group stands in."""
-
-    shift_penalty: float = 5.0
-    """Weight of the squared shift that the decoder gives a token's log mean: a Gaussian prior around what the experts
-    expect, of standard deviation 1/√penalty."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that no network could be built from."""
-        _among("n_scales", self.n_scales, tuple(SCALE_SHARES))
-        _among("hierarchy", self.hierarchy, METHODS)
-        _among("final_label", self.final_label, ("gaussian", "onehot"))
-        _among("head", self.head, ("negative_binomial", "categorical"))
-        if self.width % self.n_heads:
-            raise ValueError(f"`width` must be a multiple of `n_heads`; got {self.width} and {self.n_heads}.")
-        if min(self.max_tokens, self.coarse_tokens) < 3 or (self.n_tokens is not None and self.n_tokens < 3):
-            raise ValueError(
-                f"The vocabulary needs at least 3 tokens; got {self.n_tokens or min(self.max_tokens, self.coarse_tokens)}."
-            )
-        for name in ("dropout", "drop_path", "feature_dropout", "blind_share"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must be in [0, 1); got {getattr(self, name)}.")
-
-
-def _among(name: str, value: object, allowed: tuple[Any, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}; got {value!r}.")
 
 
 class GenARNetwork(Network):
@@ -523,105 +446,3 @@ class Prediction:
     probability: list[Tensor]
     buckets: list[tuple[list[int], int]]
     """Which genes (columns) a bucket holds, and its vocabulary size."""
-
-
-class ConditionEncoder(nn.Module):
-    """Histology, neighbours and place → the condition (B, D) of the norms and two tokens (B, 2, D) all may see."""
-
-    def __init__(self, n_inputs: int, n_waves: int, config: GenARConfig) -> None:
-        super().__init__()
-        D = config.width
-        self.hidden = config.feature_dropout
-        self.histology = nn.Sequential(
-            nn.Linear(n_inputs, 2 * D),
-            nn.GELU(),
-            nn.Dropout(config.dropout),
-            nn.Linear(2 * D, D),
-            nn.LayerNorm(D),
-        )
-        self.place = nn.Sequential(nn.Linear(n_waves, D), nn.LayerNorm(D)) if n_waves else None
-        self.join = nn.Sequential(nn.Linear(D * (2 if n_waves else 1), D), nn.LayerNorm(D))
-
-    def forward(
-        self, path: LinearPath, features: Tensor, xy: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        x = path.standardised(features)
-        if self.training and self.hidden:
-            keep = torch.rand(x.shape, generator=generator, device=x.device) >= self.hidden
-            x = x * keep / (1 - self.hidden)
-        parts = [self.histology(x)]
-        if self.place is not None:
-            # where the linear path found that place does not carry over to new sections, nobody is told it
-            parts.append(self.place(path.waves(xy)) * (path.place_scale > 0))
-        return self.join(torch.cat(parts, dim=-1)), torch.stack(parts, dim=1)
-
-
-class Constant(nn.Module):
-    """A learned condition that is the same for every spot."""
-
-    def __init__(self, n_inputs: int, n_waves: int, config: GenARConfig) -> None:
-        super().__init__()
-        self.condition = nn.Parameter(torch.randn(1, config.width))
-        self.token = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
-
-    def forward(
-        self, path: LinearPath, features: Tensor, xy: Tensor, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        n = len(features)
-        return self.condition.expand(n, -1), self.token.expand(n, -1, -1)
-
-
-class ValueEmbedding(nn.Module):
-    """A count as a smooth code: its log, what was expected, their log ratio, and whether the count is known."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.embed = nn.Sequential(nn.Linear(4, width), nn.GELU(), nn.Linear(width, width))
-
-    def forward(self, token: Tensor, log_expected: Tensor, resolution: Tensor, known: Tensor) -> Tensor:
-        expected = log_expected.clamp(max=12.0).exp()
-        surprise = ((token + 1) / (expected + 1)).log()
-        code = (
-            torch.log1p(token / resolution) / 3,
-            torch.log1p(expected) / 3,
-            surprise,
-            known.expand_as(token),
-        )
-        return self.embed(torch.stack(code, dim=-1))
-
-
-class CountHead(nn.Module):
-    """Adaptive norm, modulation by the token's identity (the identity map at the start), one linear map for all scales."""
-
-    bumps: Tensor
-
-    def __init__(self, config: GenARConfig, n_tokens: int) -> None:
-        super().__init__()
-        D = config.width
-        self.norm = AdaptiveNorm(D, D)
-        self.modulate = nn.Linear(D, 2 * D) if config.gene_modulation else None
-        if self.modulate is not None:
-            nn.init.zeros_(self.modulate.weight)
-            nn.init.zeros_(self.modulate.bias)
-        self.categorical = config.head == "categorical"
-        self.linear = nn.Linear(D, n_tokens if self.categorical else 2 + N_BUMPS)
-        if not self.categorical:
-            nn.init.zeros_(self.linear.weight)
-            nn.init.zeros_(self.linear.bias)
-        self.set_vocabulary(n_tokens)
-
-    def set_vocabulary(self, n_tokens: int) -> None:
-        position = torch.log1p(torch.arange(n_tokens, device=self.linear.weight.device).float())
-        centre = torch.linspace(0, float(position[-1]), N_BUMPS, device=position.device)
-        bumps = torch.exp(-0.5 * ((position - centre[:, None]) / (centre[1] - centre[0])) ** 2)
-        self.register_buffer("bumps", bumps, persistent=False)
-
-    def forward(self, hidden: Tensor, condition: Tensor, identity: Tensor) -> Tensor:
-        x, _ = self.norm(hidden, condition)
-        if self.modulate is not None:
-            scale, shift = self.modulate(identity).chunk(2, dim=-1)
-            x = x * (1 + scale) + shift
-        return self.linear(x).float()
-
-    def free_logits(self, answer: Tensor, size: int) -> Tensor:
-        return answer[..., :size] if self.categorical else answer[..., 2:] @ self.bumps[:, :size]
