@@ -481,17 +481,18 @@ class SplitField(Field):
 
 
 def check_patients(adata: AnnData, patient: PatientField, split: SplitField) -> None:
-    """Warn when a patient is in training and in evaluation: scores then say less than they seem to."""
+    """Warn when a patient is in training and in test rows: scores then say less than they seem to.
+
+    Validation rows may be of training patients; they only choose when to stop.
+    """
     if patient.is_empty or split.is_empty:
         return
     who = adata.obs[patient.key].astype(str).to_numpy()
-    train, validation, test = split.rows(adata)
-    sides = {_keys.VALIDATION: set(who[validation]), _keys.TEST: set(who[test])}
-    both = set(who[train]) & set().union(*sides.values())
+    train, _, test = split.rows(adata)
+    both = set(who[train]) & set(who[test])
     if both:
-        where = ", ".join(repr(name) for name, patients in sides.items() if patients & both)
         warn(
-            f"Patient {some(sorted(both))} is in both {_keys.TRAIN!r} and {where} of obs[{split.key!r}]: "
+            f"Patient {some(sorted(both))} is in both {_keys.TRAIN!r} and {_keys.TEST!r} of obs[{split.key!r}]: "
             "scores will be of known patients. Split by patient (`stg.pp.split`) to score new ones."
         )
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from stgen.models.genar._config import GenARConfig
-from stgen.models.genar._network import GenARNetwork
+from stgen.models.genar._network import GenARNetwork, _spread_levels
 from stgen.models.genar._parts import CountHead
 from stgen.nn._grouped import GroupedDecoder
 
@@ -457,3 +457,19 @@ def test_a_configuration_that_cannot_be_built_is_refused(changes, message):
 def test_scales_that_do_not_fit_the_panel_are_refused():
     with pytest.raises(ValueError, match=rf"end with the number of genes, {G}; got \(1, 200\)"):
         GenARNetwork(GenARConfig(scales=(1, 200)), n_features=F, n_genes=G)
+
+
+def test_paths_spread_each_token_evenly_and_tokens_independently():
+    levels = _spread_levels(torch.arange(3000), 3, 8, seed=2)
+    strata = (levels * 8).floor().sort(-1).values
+    assert torch.equal(strata, torch.arange(8.0).expand_as(strata))
+    # one path of many spots, and all paths of one spot: tokens do not move together
+    for first, second in (
+        (levels[:, 0, 0], levels[:, 1, 0]),
+        (levels[:, 0].flatten(), levels[:, 1].flatten()),
+    ):
+        assert torch.corrcoef(torch.stack([first, second]))[0, 1].abs() < 0.05
+    by_spot = levels - levels.mean(-1, keepdim=True)
+    assert (by_spot[:, 0] * by_spot[:, 1]).mean(
+        -1
+    ).std() > 0.02  # no fixed offset between two tokens of a spot

@@ -378,15 +378,9 @@ class GenARNetwork(Network):
         start = self.decoder.extend(
             self.decoder.start(), prefix, self.token_scale.new_full((prefix.shape[1],), -1), condition
         )
-        uniform = None
-        if n_paths > 1:
-            noise = keyed_uniform(batch["key"], 2 * self.starts[-2], seed=seed)
-            uniform = noise[:, : self.starts[-2]], noise[:, self.starts[-2] :]
+        levels = _spread_levels(batch["key"], self.starts[-2], n_paths, seed) if n_paths > 1 else None
         for path in range(n_paths):
-            level = None
-            if uniform is not None:
-                level = ((uniform[0] * n_paths).floor() * _stride(n_paths) + path) % n_paths
-                level = (level + uniform[1]) / n_paths
+            level = None if levels is None else levels[..., path]
             yield self._path(start, expected, condition, level)
 
     def _path(self, cache: Cache, expected: Tensor, condition: Tensor, level: Tensor | None) -> Prediction:
@@ -434,9 +428,13 @@ class _Each:
         return map(self.change, self.batches)
 
 
-def _stride(n: int) -> int:
-    """A step that visits every residue of n, so that a token's stratum differs from path to path."""
-    return next(s for s in range(max(1, n // 2), 0, -1) if math.gcd(s, n) == 1)
+def _spread_levels(key: Tensor, n_tokens: int, n_paths: int, seed: int) -> Tensor:
+    """(B, n_tokens, n_paths): uniform levels, for each token one in every n-th of (0, 1), in an order of its own.
+
+    A Latin hypercube over paths: a token's average over paths is hardly random, and tokens stay independent.
+    """
+    noise = keyed_uniform(key, 2 * n_tokens * n_paths, seed=seed).view(len(key), 2, n_tokens, n_paths)
+    return (noise[:, 0].argsort(-1) + noise[:, 1]) / n_paths
 
 
 @dataclass
