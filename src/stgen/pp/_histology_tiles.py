@@ -90,9 +90,9 @@ def histology_tiles(
 
     Returns
     -------
-    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3; ``obs[key_added +
-    "_outside"]``, the share of a tile that lies outside of the image and was filled with white;
-    ``uns[key_added]["params"]``.
+    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3;
+    ``obs[key_added + "_outside"]``, the share of a tile that lies outside of the image and was filled with white;
+    and ``uns[key_added]["params"]``.
 
     Raises
     ------

@@ -128,8 +128,9 @@ def evaluate(
     Tidy table, headline first. ``section`` is a section or ``"mean"``, the mean over sections. ``value`` is the mean
     over genes for which the metric is defined; ``n_undefined`` counts the others. ``gain`` is the difference to the
     best null, turned so that more is better; there a prediction without a correlation (a constant one) counts as 0.
-    ``gain_low`` and ``gain_high`` come from a bootstrap over ``interval``: ``"sections"``, for Pearson ``"sections and
-    blocks"`` of tissue inside them, or the ``"blocks"`` of the only section, which say nothing about other sections.
+    ``gain_low`` and ``gain_high`` come from a bootstrap over ``interval``: ``"sections"``, for Pearson
+    ``"sections and blocks"`` of tissue inside them, or the ``"blocks"`` of the only section, which say nothing about
+    other sections.
     ``verdict`` (of Pearson): "use" if the interval lies above 0, "weak" if 0 is inside, else "do not use".
     ``flags`` tells what weakens the comparison.
 
