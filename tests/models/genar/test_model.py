@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import textwrap
@@ -621,11 +622,17 @@ for n in map(int, sys.argv[1:]):
 def test_memory_of_a_prediction_is_flat():
     """Preset small, 200 genes: batch after batch needs no more memory, and reading a copy of the inputs at most."""
     code = textwrap.dedent(STREAM)
+    # the allocator gives memory back at once, so that what is in use is what is needed
+    giving = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     run = subprocess.run(
-        [sys.executable, "-c", code, "5000", "20000"], capture_output=True, text=True, check=False
+        [sys.executable, "-c", code, "5000", "20000"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **giving},
     )
     assert run.returncode == 0, run.stderr
     for line in run.stdout.strip().splitlines()[-2:]:
         grown, while_streaming, inputs = map(float, line.split())
-        assert while_streaming < 8, line
-        assert grown < 2 * inputs + 12, line
+        assert while_streaming < 4, line
+        assert grown < 2 * inputs + 20, line
