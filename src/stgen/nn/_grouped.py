@@ -124,21 +124,20 @@ class GroupedDecoder(nn.Module):
         condition: Tensor,
     ) -> Tensor:
         n = context.shape[1]
-        steps: list[tuple[int, int, int, tuple[int, int] | None]] = [
-            (run.start, run.stop, run.stop, None) for run in context_runs
-        ]
-        for run in query_runs:
-            past = max((earlier.stop for earlier in context_runs if earlier.group < run.group), default=0)
-            steps.append((n + run.start, n + run.stop, past, (n + run.start, n + run.stop)))
+        sizes = [run.stop - run.start for run in (*context_runs, *query_runs)]
+        # how many context runs each run may see, and whether it also sees itself as one of the queries
+        pasts = [i + 1 for i in range(len(context_runs))]
+        pasts += [sum(earlier.group < run.group for earlier in context_runs) for run in query_runs]
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            # pieces are put together anew for each run: slices of the whole would each cost a whole in the backward pass
+            queries, keys, values = (part.split(sizes, dim=2) for part in (q, k, v))
             seen = []
-            for start, stop, past, own in steps:
-                key, value = k[:, :, :past], v[:, :, :past]
-                if own is not None:
-                    key = torch.cat([key, k[:, :, own[0] : own[1]]], dim=2)
-                    value = torch.cat([value, v[:, :, own[0] : own[1]]], dim=2)
-                seen.append(attention(q[:, :, start:stop], key, value))
+            for i, past in enumerate(pasts):
+                own = (i,) if i >= len(context_runs) else ()
+                visible = (*range(past), *own)
+                key, value = (torch.cat([pieces[p] for p in visible], dim=2) for pieces in (keys, values))
+                seen.append(attention(queries[i], key, value))
             return torch.cat(seen, dim=2)
 
         x = torch.cat([context, query], dim=1)
