@@ -6,17 +6,35 @@ Arrays in, arrays out; nothing here knows AnnData. torch is only imported when a
 from ._base import HistologyBaseline
 from ._histology import CoordinateKNN, DepthOracle, NeighbourTruth, RidgeOnHistology, SectionMean
 from ._mlp import CountClassifier, MLPOnHistology
+from ._places import (
+    CoordinateMLP,
+    GaussianProcess,
+    InverseDistance,
+    MeanProfile,
+    NearestCells,
+    PlaceBaseline,
+    place_baselines,
+    unseen_squares,
+)
 from ._sets import fit_predict, histology_baselines
 
 __all__ = [
     "CoordinateKNN",
+    "CoordinateMLP",
     "CountClassifier",
     "DepthOracle",
+    "GaussianProcess",
     "HistologyBaseline",
+    "InverseDistance",
     "MLPOnHistology",
+    "MeanProfile",
+    "NearestCells",
     "NeighbourTruth",
+    "PlaceBaseline",
     "RidgeOnHistology",
     "SectionMean",
     "fit_predict",
     "histology_baselines",
+    "place_baselines",
+    "unseen_squares",
 ]

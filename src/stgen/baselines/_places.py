@@ -1,0 +1,635 @@
+"""What place alone says about cells nobody has measured: the baselines of unseen regions.
+
+A region that was not measured is square and has cells at its border. What a baseline must choose (how many cells to
+average, how smooth a surface is) is therefore chosen on squares that are taken out of the training cells in the
+same way, several times over: cells drawn one by one would have near neighbours that an unseen region does not offer,
+and the choice would be too sharp.
+
+Each section is a surface of its own. Values come in as they are to be predicted, on a log scale as a rule.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple, Self, final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import sparse
+from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def unseen_squares(
+    xy: ArrayLike,
+    section: ArrayLike | None = None,
+    n_squares: int = 20,
+    share: float = 0.1,
+    random_state: int = 0,
+) -> Ints:
+    """Squares of cells to leave out, with their cells all at once.
+
+    Parameters
+    ----------
+    xy
+        Coordinates, cells × 2.
+    section
+        Section of every cell, any values. ``None`` means one section.
+    n_squares
+        Squares per section.
+    share
+        Share of a section's cells inside its squares.
+    random_state
+        Seed. The draw of a section does not depend on the other sections.
+
+    Returns
+    -------
+    For every cell the number of its square within its section, and -1 outside.
+
+    Notes
+    -----
+    A square lies around a cell drawn at random and is as large as it must be to hold its part of the share, so that
+    all squares weigh the same. Squares are disjoint. Where so many do not fit, there are fewer.
+
+    Examples
+    --------
+    >>> import numpy as np, stgen as stg
+    >>> xy = np.random.default_rng(0).uniform(0, 1000, (2000, 2))
+    >>> square = stg.baselines.unseen_squares(xy)
+    >>> int(square.max()) + 1, float((square >= 0).mean())
+    (20, 0.1)
+    """
+    xy, section = _check_places(xy, section)
+    if n_squares < 1:
+        raise ValueError(f"`n_squares` must be at least 1; got {n_squares}.")
+    if not 0 < share < 0.9:
+        raise ValueError(
+            f"`share` must lie between 0 and 0.9, so that squares fit beside each other; got {share}."
+        )
+    label = np.full(len(xy), -1, dtype=np.int64)
+    for name in np.unique(section):
+        rows = np.flatnonzero(section == name)
+        label[rows] = _squares_of_section(xy[rows], n_squares, share, np.random.default_rng(random_state))
+    return label
+
+
+def _squares_of_section(xy: Floats, n_squares: int, share: float, rng: np.random.Generator) -> Ints:
+    n = len(xy)
+    wanted = share * n
+    tree = cKDTree(xy)
+    label = np.full(n, -1, dtype=np.int64)
+    centre, half = np.empty((0, 2)), np.empty(0)
+    n_inside = 0
+    for cell in rng.permutation(n):
+        left = n_squares - len(half)
+        if left == 0:
+            break
+        # what ties or a rounding gave to earlier squares is missing from later ones
+        size = min(n, max(1, round((wanted - n_inside) / left)))
+        distance = tree.query(xy[cell], k=size + 1 if size < n else size, p=np.inf)[0]
+        distance = np.atleast_1d(distance)
+        reach = float(distance[size - 1])
+        # the border lies between the last cell inside and the next, so that no cell lies on it
+        side = (reach + float(distance[size])) / 2 if size < n else reach
+        if (np.abs(centre - xy[cell]).max(axis=1, initial=0) < half + side).any():
+            continue
+        inside = np.asarray(tree.query_ball_point(xy[cell], reach, p=np.inf), dtype=np.int64)
+        if len(inside) > 2 * size or (label[inside] >= 0).any():  # a pile of cells at one place
+            continue
+        label[inside] = len(half)
+        centre, half = np.vstack([centre, xy[cell]]), np.append(half, side)
+        n_inside += len(inside)
+    return label
+
+
+class LeftOut(NamedTuple):
+    """Training cells of one section without some squares, and the cells of these squares."""
+
+    seen: Ints
+    asked: Ints
+
+
+class Surface(NamedTuple):
+    """The training cells of one section."""
+
+    xy: Floats
+    values: Floats
+
+
+class PlaceBaseline(ABC):
+    """A prediction of unseen cells from their places that a model must beat.
+
+    Parameters
+    ----------
+    n_squares, share
+        Squares that are left out to choose by, as in :func:`unseen_squares`; those of the question, best of all.
+    n_rounds
+        How often such squares are drawn.
+    random_state
+        Seed. The same seed gives the same result; the global random state is left as found.
+    """
+
+    name: ClassVar[str]
+    """How tables call it."""
+    kind: ClassVar[str]
+    """``"null"`` or ``"baseline"``."""
+
+    def __init__(
+        self, *, n_squares: int = 20, share: float = 0.1, n_rounds: int = 5, random_state: int = 0
+    ) -> None:
+        if n_rounds < 1:
+            raise ValueError(f"`n_rounds` must be at least 1; got {n_rounds}.")
+        self.n_squares, self.share, self.n_rounds = n_squares, share, n_rounds
+        self.random_state = random_state
+        self._surfaces: dict[str, Surface] = {}
+
+    def fit(self, xy: ArrayLike, section: ArrayLike | None, values: Any) -> Self:
+        """Learn from cells that were measured.
+
+        Parameters
+        ----------
+        xy
+            Coordinates, cells × 2, in µm.
+        section
+            Section of every cell. ``None`` means one section.
+        values
+            Expression, cells × genes, on the scale of the prediction; dense or sparse.
+        """
+        places, names = _check_places(xy, section)
+        values = values.toarray() if sparse.issparse(values) else np.asarray(values)
+        if values.ndim != 2 or len(values) != len(places):
+            raise ValueError(
+                f"`values` must be cells × genes with {len(places)} cells; got shape {values.shape}."
+            )
+        if not np.isfinite(values).all():
+            n_bad = int((~np.isfinite(values).all(axis=1)).sum())
+            raise ValueError(
+                f"`values` must be finite; {n_bad} of {len(values)} cells have NaN. Drop them first."
+            )
+        if len(places) < 2:
+            raise ValueError(f"{self.name!r} needs at least 2 training cells; got {len(places)}.")
+        self._surfaces = {}
+        for name in np.unique(names):
+            here = names == name
+            self._surfaces[str(name)] = Surface(places[here], values[here].astype(np.float64))
+        self._n_genes = values.shape[1]
+        self._fit()
+        return self
+
+    def predict(self, xy: ArrayLike, section: ArrayLike | None) -> Floats:
+        """Predict cells from their places.
+
+        Parameters
+        ----------
+        xy, section
+            As for :meth:`fit`.
+
+        Returns
+        -------
+        Cells × genes on the scale of the training values.
+        """
+        if not self._surfaces:
+            raise RuntimeError(f"{self.name!r} is not fitted; call `fit` with training cells first.")
+        places, names = _check_places(xy, section)
+        unknown = sorted(set(names) - set(self._surfaces))
+        if unknown:
+            raise ValueError(
+                f"{self.name!r} was fitted on sections {_some(sorted(self._surfaces))}; section(s) {_some(unknown)} "
+                "have no training cell. Place says nothing across sections: leave them out."
+            )
+        answer = np.empty((len(places), self._n_genes))
+        for name in np.unique(names):
+            here = names == name
+            answer[here] = self._predict(str(name), places[here])
+        return answer
+
+    @abstractmethod
+    def _fit(self) -> None:
+        """Choose what is to be chosen."""
+
+    @abstractmethod
+    def _predict(self, name: str, xy: Floats) -> Floats:
+        """Answer for places of one section."""
+
+    def _rounds(self, surface: Surface) -> Iterator[LeftOut]:
+        """Squares of one section's training cells, drawn again and again."""
+        for number in range(self.n_rounds):
+            seed = int(np.random.SeedSequence([self.random_state, number, 1]).generate_state(1)[0])
+            is_out = unseen_squares(surface.xy, None, self.n_squares, self.share, seed) >= 0
+            if is_out.any() and not is_out.all():
+                yield LeftOut(np.flatnonzero(~is_out), np.flatnonzero(is_out))
+
+    def _errors(self, answers: Callable[[Surface, Floats], Iterator[Floats]], n_options: int) -> Floats:
+        """Summed squared error of each option on left-out squares, options × genes, over all sections."""
+        error = np.zeros((n_options, self._n_genes))
+        for surface in self._surfaces.values():
+            for seen, asked in self._rounds(surface):
+                known = Surface(surface.xy[seen], surface.values[seen])
+                for option, answer in enumerate(answers(known, surface.xy[asked])):
+                    error[option] += ((answer - surface.values[asked]) ** 2).sum(axis=0)
+        return error
+
+
+@final
+class MeanProfile(PlaceBaseline):
+    """Mean of the section's training cells, wherever the cell lies."""
+
+    name = "mean profile"
+    kind = "null"
+
+    def _fit(self) -> None:
+        self.mean_ = {name: surface.values.mean(axis=0) for name, surface in self._surfaces.items()}
+
+    def _predict(self, name: str, xy: Floats) -> Floats:
+        return np.repeat(self.mean_[name][None], len(xy), axis=0)
+
+
+@final
+class NearestCells(PlaceBaseline):
+    """Mean of the nearest measured cells of the section.
+
+    Parameters
+    ----------
+    options
+        Numbers of cells to choose from.
+    n_squares, share, n_rounds, random_state
+        See :class:`PlaceBaseline`.
+    """
+
+    name = "kNN"
+    kind = "baseline"
+
+    def __init__(
+        self, *, options: Sequence[int] = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200, 300), **common: Any
+    ) -> None:
+        super().__init__(**common)
+        self.options = tuple(sorted(options))
+
+    def _fit(self) -> None:
+        error = self._errors(self._by_option, len(self.options)).sum(axis=1)
+        self.k_ = self.options[int(np.argmin(error))]
+
+    def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
+        yield from nearest_means(known, xy, self.options)
+
+    def _predict(self, name: str, xy: Floats) -> Floats:
+        return next(nearest_means(self._surfaces[name], xy, (self.k_,)))
+
+
+def nearest_means(known: Surface, xy: Floats, ks: Sequence[int]) -> Iterator[Floats]:
+    """Means over the k nearest known cells, for ascending k. A k above the number of cells means all cells."""
+    near = _nearest(known.xy, xy, max(ks))[1]
+    total, n_added = np.zeros((len(xy), known.values.shape[1])), 0
+    for k in ks:
+        for column in near.T[n_added : min(k, near.shape[1])]:
+            total += known.values[column]
+        n_added = min(k, near.shape[1])
+        yield total / n_added
+
+
+class Falloff(NamedTuple):
+    """How fast a cell's say falls with its distance, and how many cells have one."""
+
+    power: float
+    n_cells: int
+
+
+@final
+class InverseDistance(PlaceBaseline):
+    """Mean of measured cells of the section, weighted by a power of the inverse distance.
+
+    Parameters
+    ----------
+    powers, n_cells
+        Powers, and numbers of nearest cells that take part, to choose from.
+    n_squares, share, n_rounds, random_state
+        See :class:`PlaceBaseline`.
+    """
+
+    name = "inverse distance"
+    kind = "baseline"
+
+    def __init__(
+        self,
+        *,
+        powers: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0),
+        n_cells: Sequence[int] = (30, 100, 300),
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.options = tuple(Falloff(power, n) for n in n_cells for power in powers)
+
+    def _fit(self) -> None:
+        self.choice_ = self.options[
+            int(np.argmin(self._errors(self._by_option, len(self.options)).sum(axis=1)))
+        ]
+
+    def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
+        yield from inverse_distance(known, xy, self.options)
+
+    def _predict(self, name: str, xy: Floats) -> Floats:
+        return next(inverse_distance(self._surfaces[name], xy, (self.choice_,)))
+
+
+def inverse_distance(known: Surface, xy: Floats, options: Sequence[Falloff]) -> Iterator[Floats]:
+    """Weighted means of known cells. Within half a cell's spacing all distances count as that: weights stay finite."""
+    distance, near = _nearest(known.xy, xy, max(option.n_cells for option in options))
+    spacing = float(np.median(distance[:, 0])) or 1.0
+    for power, n_cells in options:
+        n = min(n_cells, near.shape[1])
+        weight = np.maximum(distance[:, :n], spacing / 2) ** -power
+        weight /= weight.sum(axis=1, keepdims=True)
+        start = np.arange(0, weight.size + 1, n)
+        matrix = sparse.csr_array(
+            (weight.ravel(), near[:, :n].ravel(), start), shape=(len(xy), len(known.xy))
+        )
+        yield matrix @ known.values
+
+
+class Kernel(NamedTuple):
+    """A prior over surfaces."""
+
+    shape: str
+    """``"rbf"`` (smooth) or ``"matern"`` (3/2: rough)."""
+    scale: float
+    """Length over which values agree, in mean spacings of cells."""
+
+
+@final
+class GaussianProcess(PlaceBaseline):
+    """Gaussian process on coordinates, one for each gene: kernel, length scale and noise are chosen on squares.
+
+    Through inducing cells, spread over the section: a section of any size costs the square of their number for each
+    cell.
+
+    Parameters
+    ----------
+    scales
+        Length scales to choose from, in mean spacings of cells.
+    noises
+        Variances of the noise, in units of the surface's variance, to choose from.
+    n_inducing
+        Inducing cells at most.
+    per_gene
+        Whether each gene has a choice of its own (blended with the one for all genes by their errors).
+    n_squares, share, n_rounds, random_state
+        See :class:`PlaceBaseline`.
+    """
+
+    name = "GP on coordinates"
+    kind = "baseline"
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[float] = (2.0, 4.0, 8.0, 16.0, 32.0),
+        noises: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
+        n_inducing: int = 800,
+        per_gene: bool = True,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.kernels = tuple(Kernel(shape, scale) for shape in ("rbf", "matern") for scale in scales)
+        self.noises, self.n_inducing, self.per_gene = tuple(noises), n_inducing, per_gene
+
+    def _fit(self) -> None:
+        n_options = len(self.kernels) * len(self.noises)
+        error = self._errors(self._by_option, n_options)
+        shared = int(np.argmin(error.sum(axis=1)))
+        self.choice_ = np.argmin(error, axis=0) if self.per_gene else np.full(self._n_genes, shared)
+        self._answers: dict[str, Callable[[Floats], Floats]] = {}
+        for name, surface in self._surfaces.items():
+            self._answers[name] = self._final(surface)
+
+    def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
+        for kernel in self.kernels:
+            process = _Inducing(known, kernel, self.n_inducing, self.random_state)
+            features = process.features(xy)
+            for noise in self.noises:
+                yield process.mean + features @ process.weights(noise)
+
+    def _final(self, surface: Surface) -> Callable[[Floats], Floats]:
+        """Each gene under its choice; genes of one choice together."""
+        parts = []
+        for option in np.unique(self.choice_):
+            kernel, noise = self.kernels[option // len(self.noises)], self.noises[option % len(self.noises)]
+            parts.append((kernel, noise, np.flatnonzero(self.choice_ == option)))
+        process = {
+            kernel: _Inducing(surface, kernel, self.n_inducing, self.random_state)
+            for kernel in {p[0] for p in parts}
+        }
+        weights = [(kernel, genes, process[kernel].weights(noise, genes)) for kernel, noise, genes in parts]
+
+        def answer(xy: Floats) -> Floats:
+            found = np.repeat(surface.values.mean(axis=0)[None], len(xy), axis=0)
+            features = {kernel: one.features(xy) for kernel, one in process.items()}
+            for kernel, genes, weight in weights:
+                found[:, genes] += features[kernel] @ weight
+            return found
+
+        return answer
+
+    def _predict(self, name: str, xy: Floats) -> Floats:
+        return self._answers[name](xy)
+
+
+class _Inducing:
+    """Regression on the kernel's values at inducing cells, decomposed once for all noises."""
+
+    def __init__(self, known: Surface, kernel: Kernel, n_inducing: int, random_state: int) -> None:
+        self.kernel = kernel
+        self.unit = spacing(known.xy)
+        self.centres = spread(known.xy, n_inducing, random_state)
+        inner = self._kernel(self.centres, self.centres)
+        value, vector = np.linalg.eigh(inner)
+        is_kept = value > 1e-7 * value[-1]
+        self.whiten = vector[:, is_kept] / np.sqrt(value[is_kept])
+        phi = self.features(known.xy)
+        self.mean = known.values.mean(axis=0)
+        self.gram, self.turn = np.linalg.eigh(phi.T @ phi)
+        self.projected = self.turn.T @ (phi.T @ (known.values - self.mean))
+
+    def features(self, xy: Floats) -> Floats:
+        return self._kernel(xy, self.centres) @ self.whiten
+
+    def weights(self, noise: float, genes: Ints | slice = slice(None)) -> Floats:
+        return self.turn @ (self.projected[:, genes] / (np.maximum(self.gram, 0) + noise)[:, None])
+
+    def _kernel(self, a: Floats, b: Floats) -> Floats:
+        scaled = cdist(a, b) / (self.unit * self.kernel.scale)
+        if self.kernel.shape == "rbf":
+            return np.exp(-0.5 * scaled**2)
+        scaled *= np.sqrt(3)
+        return (1 + scaled) * np.exp(-scaled)
+
+
+def spacing(xy: Floats) -> float:
+    """Mean spacing of cells: the side of the square that one cell has to itself."""
+    k = min(10, len(xy) - 1)
+    if k < 1:
+        return 1.0
+    distance = cKDTree(xy).query(xy, k=k + 1)[0][:, -1]
+    return float(np.median(distance) * np.sqrt(np.pi / k)) or 1.0
+
+
+def spread(xy: Floats, n: int, random_state: int) -> Floats:
+    """At most n different places, each far from the others: one cell of each of n compact parts."""
+    places = np.unique(xy, axis=0)
+    if len(places) <= n:
+        return places
+    from scipy.cluster.vq import kmeans2
+
+    start = places[np.random.default_rng(random_state).choice(len(places), n, replace=False)]
+    return np.unique(kmeans2(places, start, iter=5, minit="matrix", missing="warn")[0], axis=0)
+
+
+@final
+class CoordinateMLP(PlaceBaseline):
+    """Perceptron from plane waves of the coordinates to all genes, squared error.
+
+    One network for each round of left-out squares, stopped where these squares are predicted best; the answer is
+    the mean of the networks. The finest wave is chosen on the same squares.
+
+    Parameters
+    ----------
+    n_waves
+        Numbers of octaves, from the section's size downwards, to choose from; 0 gives the coordinates alone.
+    n_hidden
+        Width of the two hidden layers.
+    learning_rate, weight_decay
+        Of AdamW.
+    max_epochs
+        Epochs at most.
+    patience
+        Epochs without a better error before a network stops.
+    n_squares, share, n_rounds, random_state
+        See :class:`PlaceBaseline`.
+    """
+
+    name = "coordinate MLP"
+    kind = "baseline"
+
+    def __init__(
+        self,
+        *,
+        n_waves: Sequence[int] = (0, 2, 4),
+        n_hidden: int = 128,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.1,
+        max_epochs: int = 150,
+        patience: int = 15,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        self.n_waves, self.n_hidden = tuple(n_waves), n_hidden
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.max_epochs, self.patience = max_epochs, patience
+
+    def _fit(self) -> None:
+        from stgen.train._random import global_random_state_kept, seed_from, seed_global_generators
+
+        self._trained: dict[str, tuple[int, list[Any]]] = {}
+        with global_random_state_kept():
+            for name, surface in self._surfaces.items():
+                rounds = list(self._rounds(surface))
+                best = np.inf
+                for n_waves in self.n_waves:
+                    error, networks = 0.0, []
+                    for number, left_out in enumerate(rounds):
+                        seed_global_generators(seed_from(self.random_state, "coordinates", number))
+                        network, smallest = self._train(surface, left_out, n_waves)
+                        networks.append(network)
+                        error += smallest
+                    if error < best:
+                        best, self._trained[name] = error, (n_waves, networks)
+
+    def _train(self, surface: Surface, left_out: LeftOut, n_waves: int) -> tuple[Any, float]:
+        import torch
+        from torch import nn
+
+        mean, sd = surface.values.mean(axis=0), float(surface.values.std(axis=0).mean()) or 1.0
+        x = torch.from_numpy(self._waves(surface, surface.xy, n_waves))
+        goal = torch.from_numpy(((surface.values - mean) / sd).astype(np.float32))
+        seen, asked = torch.from_numpy(left_out.seen), torch.from_numpy(left_out.asked)
+        width = self.n_hidden
+        network = nn.Sequential(
+            nn.Linear(x.shape[1], width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, goal.shape[1])
+        )  # fmt: skip
+        last: Any = network[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        optimiser = torch.optim.AdamW(
+            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+        smallest, since, kept = np.inf, 0, {}
+        for _ in range(self.max_epochs):
+            network.train()
+            for batch in seen[torch.randperm(len(seen))].split(128):
+                optimiser.zero_grad()
+                (network(x[batch]) - goal[batch]).square().mean().backward()
+                optimiser.step()
+            network.eval()
+            with torch.no_grad():
+                error = float((network(x[asked]) - goal[asked]).square().mean())
+            since = 0 if error < smallest else since + 1
+            if error < smallest:
+                smallest = error
+                kept = {key: value.clone() for key, value in network.state_dict().items()}
+            if since >= self.patience:
+                break
+        network.load_state_dict(kept)
+        return network, smallest
+
+    def _predict(self, name: str, xy: Floats) -> Floats:
+        import torch
+
+        surface = self._surfaces[name]
+        mean, sd = surface.values.mean(axis=0), float(surface.values.std(axis=0).mean()) or 1.0
+        n_waves, networks = self._trained[name]
+        x = torch.from_numpy(self._waves(surface, xy, n_waves))
+        with torch.no_grad():
+            total = sum(network(x).numpy().astype(np.float64) for network in networks)
+        return mean + total / len(networks) * sd
+
+    @staticmethod
+    def _waves(surface: Surface, xy: Floats, n_waves: int) -> NDArray[np.float32]:
+        low, high = surface.xy.min(axis=0), surface.xy.max(axis=0)
+        unit = 2 * (xy - low) / (float((high - low).max()) or 1.0) - 1
+        parts = [unit]
+        for octave in range(n_waves):
+            angle = np.pi * 2**octave * unit
+            parts += [np.sin(angle), np.cos(angle)]
+        return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def place_baselines(*, random_state: int = 0, **common: Any) -> list[PlaceBaseline]:
+    """All of them, nulls first; ``common`` as for :class:`PlaceBaseline`."""
+    kinds = (MeanProfile, NearestCells, InverseDistance, CoordinateMLP, GaussianProcess)
+    return [kind(random_state=random_state, **common) for kind in kinds]
+
+
+def _nearest(known: Floats, xy: Floats, k: int) -> tuple[Floats, Ints]:
+    """Distances and row numbers of the k nearest known cells (all, if there are fewer), nearest first."""
+    k = min(k, len(known))
+    distance, near = cKDTree(known).query(xy, k=k)
+    return distance.reshape(len(xy), k), near.reshape(len(xy), k).astype(np.int64)
+
+
+def _check_places(xy: ArrayLike, section: ArrayLike | None) -> tuple[Floats, NDArray[np.str_]]:
+    xy = np.asarray(xy, dtype=np.float64)
+    if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
+        raise ValueError(f"`xy` must be finite coordinates, cells × 2; got shape {xy.shape}.")
+    names = np.zeros(len(xy), dtype=int) if section is None else np.asarray(section)
+    if names.shape != (len(xy),):
+        raise ValueError(
+            f"`section` must name the section of each of the {len(xy)} cells; got {names.shape}."
+        )
+    return xy, names.astype(str)
+
+
+def _some(names: Sequence[str], n: int = 5) -> str:
+    return ", ".join(map(repr, names[:n])) + (", …" if len(names) > n else "")
