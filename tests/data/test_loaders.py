@@ -14,7 +14,7 @@ from scipy import sparse
 from stgen import _keys
 from stgen.data import _loaders
 from stgen.data._fields import CoordinatesField, CountsField, HistologyField, PatientField, SplitField
-from stgen.data._loaders import Batches, SpotTable, centred, name_keys
+from stgen.data._loaders import BATCHES_PER_CHUNK, Batches, SpotTable, centred, name_keys
 from stgen.data._windows import neighbour_index
 
 FIELDS = [HistologyField(), CoordinatesField(library_key="section"), CountsField()]
@@ -178,3 +178,64 @@ def test_no_rows_give_no_batches(table):
     batches = Batches(table, np.empty(0, dtype=int), 16, seed=lambda: 1)
     assert len(batches) == 0
     assert [b for b in batches if len(b["index"])] == []
+
+
+class SizedRows:
+    """Rows whose samples have lengths."""
+
+    def __init__(self, sizes):
+        self.known = torch.as_tensor(sizes)
+
+    def __len__(self):
+        return len(self.known)
+
+    def batch(self, rows):
+        return {"index": rows}
+
+    def sizes(self, rows):
+        return self.known[rows]
+
+
+@pytest.mark.parametrize(("n", "size"), [(5000, 16), (1616, 16), (50, 16), (50, 64), (7, 3), (1, 4)])
+def test_rows_of_similar_size_come_together_and_every_row_comes_once(n, size):
+    sizes = np.random.default_rng(0).integers(1, 400, 2 * n)
+    rows = np.arange(2 * n)[1::2]
+    batches = Batches(SizedRows(sizes), rows, size, seed=lambda: 3)
+    found = indices(batches)
+    assert sorted(row for batch in found for row in batch) == rows.tolist()
+    assert len(found) == len(batches) == -(-n // size)
+    lengths = [len(batch) for batch in found]
+    assert max(lengths) <= size
+    assert max(lengths) - min(lengths) <= 1
+    if len(found) > 20:
+        spread = np.mean([np.ptp(sizes[batch]) for batch in found])
+        assert spread < 2 * 400 / min(len(found), BATCHES_PER_CHUNK)
+        # neither small windows first nor large ones
+        means = [sizes[batch].mean() for batch in found]
+        assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+
+
+def test_batches_of_similar_size_depend_on_the_seed_only_and_differ_between_epochs():
+    table = SizedRows(np.random.default_rng(0).integers(1, 400, 3000))
+    seeds = iter([1, 2, 1])
+    batches = Batches(table, np.arange(3000), 16, seed=lambda: next(seeds))
+    before = torch.get_rng_state()
+    first, second, third = indices(batches), indices(batches), indices(batches)
+    assert first == third
+    assert {frozenset(batch) for batch in first}.isdisjoint({frozenset(batch) for batch in second})
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_in_order_sizes_change_nothing():
+    table = SizedRows(np.random.default_rng(0).integers(1, 400, 50))
+    assert indices(Batches(table, np.arange(50), 16))[0] == list(range(16))
+
+
+def test_processes_share_rows_of_similar_size():
+    sizes = np.random.default_rng(0).integers(1, 400, 1600)
+    whole = indices(Batches(SizedRows(sizes), np.arange(1600), 16, seed=lambda: 1))
+    parts = [
+        indices(Batches(SizedRows(sizes), np.arange(1600), 16, seed=lambda: 1, part=(i, 2))) for i in (0, 1)
+    ]
+    assert [sorted(a + b) for a, b in zip(*parts)] == [sorted(batch) for batch in whole]
+    assert np.mean([abs(sizes[a].mean() - sizes[b].mean()) for a, b in zip(*parts)]) < 5

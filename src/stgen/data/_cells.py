@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stgen.nn._network import Batch
 
-from ._grid import CellGrid
+from ._grid import CellGrid, checked_max_cells
 
 _PADDING = -1
 
@@ -72,7 +72,7 @@ class CellTable:
             raise ValueError(
                 f"Expected a meta cell and a key for each of {len(grid)} cells; got {len(label)} and {len(key)}."
             )
-        return cls(_narrow(label), key, grid, int(max_cells), targets)
+        return cls(_narrow(label), key, grid, checked_max_cells(max_cells), targets)
 
     def __len__(self) -> int:
         return len(self.label_n)
@@ -82,7 +82,7 @@ class CellTable:
         device = self.label_n.device
         windows, offset = self.grid.windows_around(rows.cpu().numpy(), max_cells=self.max_cells)
         rows = rows.to(device)
-        member = torch.from_numpy(windows.index).to(device)
+        member = torch.from_numpy(windows.row).to(device)
         cell = self.label_n[member.clamp_min(0)].long().masked_fill_(member < 0, _PADDING)
         batch = {
             "index": rows,

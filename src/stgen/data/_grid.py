@@ -37,7 +37,7 @@ def _compiled(function: Callable[..., Any]) -> Any:
 class Windows(NamedTuple):
     """Cells of several windows, nearest to the centre first."""
 
-    index: NDArray[np.int64]
+    row: NDArray[np.int64]
     """Row numbers, windows × cells of the longest, padded with −1."""
     size: NDArray[np.int64]
     """Cells listed per window."""
@@ -78,7 +78,6 @@ class CellGrid:
         self._sections, section = np.unique(section, return_inverse=True)
         self._pools, pool = np.unique(pool, return_inverse=True)
         self._centre_um = _centres(xy, section, len(self._sections))
-        # one section after another: no second float64 copy of all places
         place = np.empty(xy.shape, dtype=np.int32)
         np.rint((xy - self._centre_um[section]) * _NM, out=place, casting="unsafe")
         self._sort(place, section * len(self._pools) + pool)
@@ -159,10 +158,8 @@ class CellGrid:
         max_cells: int,
     ) -> tuple[Windows, NDArray[np.float32]]:
         """:meth:`windows`, and µm from the centre to each cell, windows × cells × 2; 0 at the padding."""
-        if isinstance(max_cells, bool) or int(max_cells) != max_cells or max_cells < 1:
-            raise ValueError(f"`max_cells` must be a whole number, at least 1; got {max_cells!r}.")
         xy, group = self._asked(centres, section, pool)
-        return self._search(xy, group, int(max_cells))
+        return self._search(xy, group, checked_max_cells(max_cells))
 
     def count(
         self, centres: ArrayLike, section: ArrayLike | None = None, pool: ArrayLike | None = None
@@ -194,12 +191,12 @@ class CellGrid:
         n_inside = self._count(xy, group)
         size = np.minimum(n_inside, max_cells)
         longest = int(size.max(initial=0))
-        index = np.full((len(xy), longest), -1, dtype=np.int64)
+        row = np.full((len(xy), longest), -1, dtype=np.int64)
         offset = np.zeros((len(xy), longest, 2), dtype=np.float32)
         if longest:
             scratch = int(n_inside.max())
-            _fill(xy, group, self._half, *self._index(), self._row, max_cells, scratch, index, offset)
-        return Windows(index, size, n_inside), offset
+            _fill(xy, group, self._half, *self._index(), self._row, max_cells, scratch, row, offset)
+        return Windows(row, size, n_inside), offset
 
     def _count(self, xy: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
         n_inside = np.zeros(len(xy), dtype=np.int64)
@@ -303,7 +300,7 @@ def _fill(
     row: NDArray[np.int32],
     max_cells: int,
     scratch: int,
-    index: NDArray[np.int64],
+    listed: NDArray[np.int64],
     offset: NDArray[np.float32],
 ) -> None:
     found = np.empty(scratch, dtype=np.int64)
@@ -339,7 +336,7 @@ def _fill(
         _settle_ties(order, distance, found, x, y, row)
         for i in range(min(n, max_cells)):
             at = found[order[i]]
-            index[b, i] = row[at]
+            listed[b, i] = row[at]
             offset[b, i, 0] = (x[at] - cx) / 1000.0
             offset[b, i, 1] = (y[at] - cy) / 1000.0
 
@@ -448,6 +445,13 @@ def check_window(n_inside: ArrayLike, window_um: float) -> None:
         )
 
 
+def checked_max_cells(max_cells: int) -> int:
+    """The cap of a window, if it is one."""
+    if isinstance(max_cells, bool) or int(max_cells) != max_cells or max_cells < 1:
+        raise ValueError(f"`max_cells` must be a whole number, at least 1; got {max_cells!r}.")
+    return int(max_cells)
+
+
 def _checked_places(xy: ArrayLike, name: str) -> NDArray[np.float64]:
     xy = np.asarray(xy, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2:
@@ -487,7 +491,7 @@ def _position(known: NDArray[np.int64], asked: NDArray[np.int64]) -> NDArray[np.
 
 
 def _centres(xy: NDArray[np.float64], section: NDArray[np.int64], n_sections: int) -> NDArray[np.float64]:
-    """Centre of each section's bounding box."""
+    """Centre of each section's bounding box, to the µm: half a nanometre would be rounded to either side."""
     low = np.full((n_sections, 2), np.inf)
     high = np.full((n_sections, 2), -np.inf)
     for axis in (0, 1):
@@ -499,4 +503,4 @@ def _centres(xy: NDArray[np.float64], section: NDArray[np.int64], n_sections: in
             f"Coordinates must be in µm; a section is {widest:.3g} wide, more than a metre. "
             "Convert with `stg.pp.coordinates_in_um`."
         )
-    return (low + high) / 2
+    return np.rint((low + high) / 2)

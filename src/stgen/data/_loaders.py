@@ -2,8 +2,8 @@
 
 :class:`SpotTable` reads an AnnData once, through its fields, into tensors; :meth:`SpotTable.batch` answers
 row numbers with a batch dict. :class:`Batches` says which rows come together: in order for prediction and
-preparation, shuffled by seed and epoch for training. Lightning takes any iterable, so there is no per-sample
-work between table and network.
+preparation, shuffled by seed and epoch for training, where samples of similar length come together. Lightning
+takes any iterable, so there is no per-sample work between table and network.
 
 n spots, B batch, F features, k neighbours, G genes.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 DENSE_COUNTS_BYTES = 512 * 1024**2
 """Counts up to this size are kept dense: rows of a dense tensor are gathered several times faster."""
 
+BATCHES_PER_CHUNK = 50
+"""Rows of this many batches are sorted by size among themselves: enough that little is padded, and few enough
+that batches of an epoch differ from those of the last."""
+
 
 class Table(Protocol):
     """Data ready to be gathered: what a model family offers to the loaders."""
@@ -38,6 +42,15 @@ class Table(Protocol):
 
     def batch(self, rows: Tensor) -> Batch:
         """The batch of these rows, on the device of the table."""
+        ...
+
+
+@runtime_checkable
+class SizedTable(Table, Protocol):
+    """A table whose samples differ in length, so that a batch is padded to its longest."""
+
+    def sizes(self, rows: Tensor) -> Tensor:
+        """Length of each of these rows' samples."""
         ...
 
 
@@ -199,7 +212,8 @@ class Batches:
         Row numbers.
     batch_size
         Rows per batch. In order, all batches but the last are full; shuffled, they differ by one row at
-        most, so that no small last batch gets the weight of a full one.
+        most, so that no small last batch gets the weight of a full one. Shuffled rows of a table that tells
+        sizes come beside rows of similar size, so that little is padded.
     seed
         ``None`` keeps the order. Else a function that gives the seed of the coming epoch, asked when it
         begins.
@@ -221,6 +235,7 @@ class Batches:
         self.batch_size = batch_size
         self.seed = seed
         self.part = part
+        self._sizes: Tensor | None = None
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)
@@ -234,5 +249,21 @@ class Batches:
         if self.seed is None or len(self) == 0:
             return self.rows.split(self.batch_size)
         generator = torch.Generator().manual_seed(self.seed())
-        order = self.rows[torch.randperm(len(self.rows), generator=generator)]
-        return order.tensor_split(len(self))
+        batches = torch.randperm(len(self.rows), generator=generator).tensor_split(len(self))
+        if isinstance(self.table, SizedTable):
+            batches = self._of_similar_size(self.table, batches, generator)
+        return [self.rows[at] for at in batches]
+
+    def _of_similar_size(
+        self, table: SizedTable, batches: Sequence[Tensor], generator: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Sort rows by size within chunks of batches, and shuffle the batches that come of it."""
+        if self._sizes is None:
+            self._sizes = table.sizes(self.rows).cpu()
+        sorted_batches: list[Tensor] = []
+        n_chunks = -(-len(batches) // BATCHES_PER_CHUNK)
+        for chunk in np.array_split(np.arange(len(batches)), n_chunks):
+            at = torch.cat([batches[i] for i in chunk])
+            at = at[self._sizes[at].argsort(stable=True)]
+            sorted_batches += at.split([len(batches[i]) for i in chunk])
+        return tuple(sorted_batches[i] for i in torch.randperm(len(batches), generator=generator).tolist())
