@@ -6,6 +6,7 @@ Arrays in, arrays out; nothing here knows AnnData. torch is only imported when a
 from ._base import HistologyBaseline
 from ._histology import CoordinateKNN, DepthOracle, NeighbourTruth, RidgeOnHistology, SectionMean
 from ._mlp import CountClassifier, MLPOnHistology
+from ._niches import NeighbourLabels, cell_pcs, cluster_niches, neighbourhood_mean
 from ._places import (
     CoordinateMLP,
     GaussianProcess,
@@ -29,12 +30,16 @@ __all__ = [
     "MLPOnHistology",
     "MeanProfile",
     "NearestCells",
+    "NeighbourLabels",
     "NeighbourTruth",
     "PlaceBaseline",
     "RidgeOnHistology",
     "SectionMean",
+    "cell_pcs",
+    "cluster_niches",
     "fit_predict",
     "histology_baselines",
+    "neighbourhood_mean",
     "place_baselines",
     "unseen_squares",
 ]
