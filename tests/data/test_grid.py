@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 
+from stgen.data import _grid
 from stgen.data._grid import CellGrid, check_window, default_window_um
 
 
@@ -210,3 +211,18 @@ def test_a_window_with_one_cell_or_far_too_many_is_noticed():
         warnings.simplefilter("error")
         check_window([9, 200, 3], 600)
         check_window([], 600)
+
+
+# compiled code ----------------------------------------------------------------------------------------------------
+
+
+def test_nowhere_to_keep_compiled_code_is_no_error(monkeypatch):
+    njit = _grid.numba.njit
+
+    def read_only(**options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(**options)
+
+    monkeypatch.setattr(_grid.numba, "njit", read_only)
+    assert _grid._compiled(lambda x: x + 1)(1) == 2

@@ -194,8 +194,8 @@ class CellGrid:
         row = np.full((len(xy), longest), -1, dtype=np.int64)
         offset = np.zeros((len(xy), longest, 2), dtype=np.float32)
         if longest:
-            scratch = int(n_inside.max())
-            _fill(xy, group, self._half, *self._index(), self._row, max_cells, scratch, row, offset)
+            fullest = int(n_inside.max())
+            _fill(xy, group, self._half, *self._index(), self._row, fullest, row, offset)
         return Windows(row, size, n_inside), offset
 
     def _count(self, xy: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -287,6 +287,66 @@ def _count_inside(
 
 
 @_compiled
+def _into_rings(
+    distance: NDArray[np.int64], n: int, wanted: int, next_in: NDArray[np.int64], order: NDArray[np.int64]
+) -> int:
+    """Order cells by rings of equal area around the centre, those that hold the nearest; how many these are.
+
+    Cells lie evenly enough that a ring holds one or a few, so that hardly anything is left to sort.
+    """
+    farthest = 0
+    for i in range(n):
+        farthest = max(farthest, distance[i])
+    # just below one ring per cell: the farthest cell is in the last ring whatever the rounding
+    per_distance = 0.999 * n / (farthest + 1.0)
+    next_in[:n] = 0
+    for i in range(n):
+        next_in[int(distance[i] * per_distance)] += 1
+    n_kept = 0
+    for ring in range(n):
+        in_ring = next_in[ring]
+        # rings beyond the wanted cells get no room
+        next_in[ring] = n_kept if n_kept < wanted else -1
+        if n_kept < wanted:
+            n_kept += in_ring
+    for i in range(n):
+        ring = int(distance[i] * per_distance)
+        if next_in[ring] >= 0:
+            order[next_in[ring]] = i
+            next_in[ring] += 1
+    return n_kept
+
+
+@_compiled
+def _settle(
+    order: NDArray[np.int64],
+    n: int,
+    found: NDArray[np.int64],
+    distance: NDArray[np.int64],
+    x: NDArray[np.int32],
+    y: NDArray[np.int32],
+    row: NDArray[np.int32],
+) -> None:
+    """Sort what is nearly sorted by distance, then x, y and row."""
+    for k in range(1, n):
+        moving = order[k]
+        i, away = found[moving], distance[moving]
+        at = k
+        while at > 0:
+            before = order[at - 1]
+            j = found[before]
+            if distance[before] < away:
+                break
+            if distance[before] == away and (
+                x[j] < x[i] or (x[j] == x[i] and (y[j] < y[i] or (y[j] == y[i] and row[j] < row[i])))
+            ):
+                break
+            order[at] = before
+            at -= 1
+        order[at] = moving
+
+
+@_compiled
 def _fill(
     xy: NDArray[np.int64],
     group: NDArray[np.int64],
@@ -298,13 +358,14 @@ def _fill(
     low: NDArray[np.int64],
     height: NDArray[np.int64],
     row: NDArray[np.int32],
-    max_cells: int,
-    scratch: int,
+    fullest: int,
     listed: NDArray[np.int64],
     offset: NDArray[np.float32],
 ) -> None:
-    found = np.empty(scratch, dtype=np.int64)
-    distance = np.empty(scratch, dtype=np.int64)
+    found = np.empty(fullest, dtype=np.int64)
+    distance = np.empty(fullest, dtype=np.int64)
+    order = np.empty(fullest, dtype=np.int64)
+    next_in = np.empty(fullest, dtype=np.int64)
     for b in range(len(xy)):
         g = group[b]
         if g < 0:
@@ -323,45 +384,13 @@ def _fill(
                     found[n] = i
                     distance[n] = dx * dx + dy * dy
                     n += 1
-        if n > 2 * max_cells:
-            # of very many cells only those that can stay are sorted
-            farthest = np.partition(distance[:n], max_cells - 1)[max_cells - 1]
-            kept = 0
-            for i in range(n):
-                if distance[i] <= farthest:
-                    found[kept], distance[kept] = found[i], distance[i]
-                    kept += 1
-            n = kept
-        order = np.argsort(distance[:n], kind="mergesort")
-        _settle_ties(order, distance, found, x, y, row)
-        for i in range(min(n, max_cells)):
-            at = found[order[i]]
-            listed[b, i] = row[at]
-            offset[b, i, 0] = (x[at] - cx) / 1000.0
-            offset[b, i, 1] = (y[at] - cy) / 1000.0
-
-
-@_compiled
-def _settle_ties(
-    order: NDArray[np.int64],
-    distance: NDArray[np.int64],
-    found: NDArray[np.int64],
-    x: NDArray[np.int32],
-    y: NDArray[np.int32],
-    row: NDArray[np.int32],
-) -> None:
-    """Order equal distances by x, y, row. Each strip came in that order, so that few cells move."""
-    for i in range(1, len(order)):
-        moving = order[i]
-        a = found[moving]
-        j = i
-        while j > 0 and distance[order[j - 1]] == distance[moving]:
-            b = found[order[j - 1]]
-            if x[b] < x[a] or (x[b] == x[a] and (y[b] < y[a] or (y[b] == y[a] and row[b] < row[a]))):
-                break
-            order[j] = order[j - 1]
-            j -= 1
-        order[j] = moving
+        n_kept = _into_rings(distance, n, listed.shape[1], next_in, order)
+        _settle(order, n_kept, found, distance, x, y, row)
+        for k in range(min(n_kept, listed.shape[1])):
+            i = found[order[k]]
+            listed[b, k] = row[i]
+            offset[b, k, 0] = (x[i] - cx) / _NM
+            offset[b, k, 1] = (y[i] - cy) / _NM
 
 
 def default_window_um(
