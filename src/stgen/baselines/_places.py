@@ -20,6 +20,8 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from stgen.metrics._bootstrap import spatial_blocks
+
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -316,8 +318,8 @@ class InverseDistance(PlaceBaseline):
     def __init__(
         self,
         *,
-        powers: Sequence[float] = (0.5, 1.0, 1.5, 2.0, 3.0),
-        n_cells: Sequence[int] = (30, 100, 300),
+        powers: Sequence[float] = (1.0, 1.5, 2.0, 2.5, 3.0),
+        n_cells: Sequence[int] = (30, 100, 300, 1000),
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -357,25 +359,30 @@ class Kernel(NamedTuple):
     """``"rbf"`` (smooth) or ``"matern"`` (3/2: rough)."""
     scale: float
     """Length over which values agree, in mean spacings of cells."""
+    stretch: float
+    """How much longer that is along y than along x: tissues have layers."""
 
 
 @final
 class GaussianProcess(PlaceBaseline):
-    """Gaussian process on coordinates, one for each gene: kernel, length scale and noise are chosen on squares.
+    """Gaussian process on coordinates, one for each gene.
 
-    Through inducing cells, spread over the section: a section of any size costs the square of their number for each
-    cell.
+    Kernel, length scales along both axes and noise are chosen on left-out squares. The answer is the mean over each
+    gene's best choices: one gene's errors cannot tell them apart. Inducing cells, spread over the section, keep the
+    cost at the square of their number for each cell.
 
     Parameters
     ----------
     scales
         Length scales to choose from, in mean spacings of cells.
+    stretches
+        Ratios of the length scale along y to that along x to choose from.
     noises
         Variances of the noise, in units of the surface's variance, to choose from.
+    n_best
+        Choices that are averaged.
     n_inducing
-        Inducing cells at most.
-    per_gene
-        Whether each gene has a choice of its own (blended with the one for all genes by their errors).
+        Inducing cells at most, rounded down to a power of two.
     n_squares, share, n_rounds, random_state
         See :class:`PlaceBaseline`.
     """
@@ -386,66 +393,66 @@ class GaussianProcess(PlaceBaseline):
     def __init__(
         self,
         *,
-        scales: Sequence[float] = (2.0, 4.0, 8.0, 16.0, 32.0),
-        noises: Sequence[float] = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
-        n_inducing: int = 800,
-        per_gene: bool = True,
+        scales: Sequence[float] = (3.0, 6.0, 12.0, 24.0, 48.0),
+        stretches: Sequence[float] = (1 / 9, 1.0, 9.0),
+        noises: Sequence[float] = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0),
+        n_best: int = 20,
+        n_inducing: int = 256,
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        self.kernels = tuple(Kernel(shape, scale) for shape in ("rbf", "matern") for scale in scales)
-        self.noises, self.n_inducing, self.per_gene = tuple(noises), n_inducing, per_gene
+        self.kernels = [
+            Kernel(shape, scale, stretch)
+            for shape in ("rbf", "matern")
+            for scale in scales
+            for stretch in stretches
+        ]
+        self.noises, self.n_best, self.n_inducing = tuple(noises), n_best, n_inducing
 
     def _fit(self) -> None:
-        n_options = len(self.kernels) * len(self.noises)
-        error = self._errors(self._by_option, n_options)
-        shared = int(np.argmin(error.sum(axis=1)))
-        self.choice_ = np.argmin(error, axis=0) if self.per_gene else np.full(self._n_genes, shared)
-        self._answers: dict[str, Callable[[Floats], Floats]] = {}
-        for name, surface in self._surfaces.items():
-            self._answers[name] = self._final(surface)
+        error = self._errors(self._by_option, len(self.kernels) * len(self.noises))
+        self.best_ = np.argsort(error, axis=0, kind="stable")[: self.n_best]
+        """Options × genes: numbers of the choices that are averaged."""
+        self._surface_weights = {name: self._weights(surface) for name, surface in self._surfaces.items()}
 
     def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
         for kernel in self.kernels:
-            process = _Inducing(known, kernel, self.n_inducing, self.random_state)
+            process = _Inducing(known, kernel, self.n_inducing)
             features = process.features(xy)
             for noise in self.noises:
                 yield process.mean + features @ process.weights(noise)
 
-    def _final(self, surface: Surface) -> Callable[[Floats], Floats]:
-        """Each gene under its choice; genes of one choice together."""
-        parts = []
-        for option in np.unique(self.choice_):
-            kernel, noise = self.kernels[option // len(self.noises)], self.noises[option % len(self.noises)]
-            parts.append((kernel, noise, np.flatnonzero(self.choice_ == option)))
-        process = {
-            kernel: _Inducing(surface, kernel, self.n_inducing, self.random_state)
-            for kernel in {p[0] for p in parts}
-        }
-        weights = [(kernel, genes, process[kernel].weights(noise, genes)) for kernel, noise, genes in parts]
-
-        def answer(xy: Floats) -> Floats:
-            found = np.repeat(surface.values.mean(axis=0)[None], len(xy), axis=0)
-            features = {kernel: one.features(xy) for kernel, one in process.items()}
-            for kernel, genes, weight in weights:
-                found[:, genes] += features[kernel] @ weight
-            return found
-
-        return answer
+    def _weights(self, surface: Surface) -> list[tuple[_Inducing, Floats]]:
+        """Weights of each kernel's features, averaged over the choices of each gene."""
+        found = []
+        for number, kernel in enumerate(self.kernels):
+            options = number * len(self.noises) + np.arange(len(self.noises))
+            if not np.isin(self.best_, options).any():
+                continue
+            process = _Inducing(surface, kernel, self.n_inducing)
+            total = 0.0
+            for option, noise in zip(options, self.noises, strict=True):
+                is_among = (self.best_ == option).any(axis=0)
+                total = total + process.weights(noise) * (is_among / len(self.best_))
+            found.append((process, np.asarray(total)))
+        return found
 
     def _predict(self, name: str, xy: Floats) -> Floats:
-        return self._answers[name](xy)
+        answer = np.repeat(self._surfaces[name].values.mean(axis=0)[None], len(xy), axis=0)
+        for process, weight in self._surface_weights[name]:
+            answer += process.features(xy) @ weight
+        return answer
 
 
 class _Inducing:
     """Regression on the kernel's values at inducing cells, decomposed once for all noises."""
 
-    def __init__(self, known: Surface, kernel: Kernel, n_inducing: int, random_state: int) -> None:
-        self.kernel = kernel
-        self.unit = spacing(known.xy)
-        self.centres = spread(known.xy, n_inducing, random_state)
-        inner = self._kernel(self.centres, self.centres)
-        value, vector = np.linalg.eigh(inner)
+    def __init__(self, known: Surface, kernel: Kernel, n_inducing: int) -> None:
+        self.shape = kernel.shape
+        root = np.sqrt(kernel.stretch)
+        self.unit = spacing(known.xy) * kernel.scale * np.array([1 / root, root])
+        self.centres = spread(known.xy, n_inducing)
+        value, vector = np.linalg.eigh(self._kernel(self.centres))
         is_kept = value > 1e-7 * value[-1]
         self.whiten = vector[:, is_kept] / np.sqrt(value[is_kept])
         phi = self.features(known.xy)
@@ -454,14 +461,14 @@ class _Inducing:
         self.projected = self.turn.T @ (phi.T @ (known.values - self.mean))
 
     def features(self, xy: Floats) -> Floats:
-        return self._kernel(xy, self.centres) @ self.whiten
+        return self._kernel(xy) @ self.whiten
 
-    def weights(self, noise: float, genes: Ints | slice = slice(None)) -> Floats:
-        return self.turn @ (self.projected[:, genes] / (np.maximum(self.gram, 0) + noise)[:, None])
+    def weights(self, noise: float) -> Floats:
+        return self.turn @ (self.projected / (np.maximum(self.gram, 0) + noise)[:, None])
 
-    def _kernel(self, a: Floats, b: Floats) -> Floats:
-        scaled = cdist(a, b) / (self.unit * self.kernel.scale)
-        if self.kernel.shape == "rbf":
+    def _kernel(self, xy: Floats) -> Floats:
+        scaled = cdist(xy / self.unit, self.centres / self.unit)
+        if self.shape == "rbf":
             return np.exp(-0.5 * scaled**2)
         scaled *= np.sqrt(3)
         return (1 + scaled) * np.exp(-scaled)
@@ -476,15 +483,15 @@ def spacing(xy: Floats) -> float:
     return float(np.median(distance) * np.sqrt(np.pi / k)) or 1.0
 
 
-def spread(xy: Floats, n: int, random_state: int) -> Floats:
-    """At most n different places, each far from the others: one cell of each of n compact parts."""
+def spread(xy: Floats, n: int) -> Floats:
+    """At most n different places, spread as cells are: the cell in the middle of each of n compact parts."""
     places = np.unique(xy, axis=0)
     if len(places) <= n:
         return places
-    from scipy.cluster.vq import kmeans2
-
-    start = places[np.random.default_rng(random_state).choice(len(places), n, replace=False)]
-    return np.unique(kmeans2(places, start, iter=5, minit="matrix", missing="warn")[0], axis=0)
+    part = spatial_blocks(places, n_blocks=n)
+    size = np.bincount(part)[:, None]
+    middle = np.stack([np.bincount(part, weights=axis) for axis in places.T], axis=1) / size
+    return places[np.unique(cKDTree(places).query(middle)[1])]
 
 
 @final
