@@ -11,6 +11,9 @@ Expression is compared on one scale, the log of counts that are brought to the m
 of the published values, where those are no counts). The squared error is taken per square over cells and genes, the
 correlation per gene over all held-out cells of a section: over all genes, and over the 50 whose seen cells agree most
 with their neighbours (Moran's I).
+
+A section with one hole of 40 % of its cells shows whether generation drifts: the error by round of generation, beside
+that of baselines on the same cells (first seed only).
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from _report import Cost, Place, Results, crossed_interval, environment, heading, mean, measured, show
+from _report import Cost, Place, Results, Row, crossed_interval, environment, heading, mean, measured, show
 from scipy import sparse
 
 import stgen as stg
@@ -41,6 +44,8 @@ DATASETS = ("starmap_mpfc", "osmfish_ssp", "merfish_hypothalamus", "seqfish_embr
 MIN_COUNTS = 10
 """Cells with fewer counts are dropped first, and counted (raw counts only)."""
 N_SQUARES, SHARE = 20, 0.1
+HOLE = 0.4
+"""Share of a section's cells in the one large hole, which takes several rounds to fill."""
 N_TOP = 50
 MODEL = "GeST"
 READ_OUTS = {"weighted": "GeST (weighted)", "picked": "GeST (picked)"}
@@ -58,7 +63,10 @@ MEANING = {
     "n_undefined": "genes without a correlation in this section (constant truth or prediction)",
     "scale": "normalized: log1p(count / total of the cell × median total of seen cells); where a file holds no counts, "
     "log1p of its values, or its values if they are logged (`datasets` says which)",
-    "fold": "what was hidden: all squares of the section at once",
+    "fold": "what was hidden: all squares of the section at once (squares), or one large hole (hole)",
+    "rmse_round_N": "root mean squared error over the cells that the model filled in round N (0: out of reach) of the "
+    "hole, for every method on the same cells",
+    "n_cells_round_N": "how many cells those are",
     "seed": "draws the squares, and seeds what is trained",
     "paired": "difference = mean of (method − against). low, high: bootstrap over squares, the same squares for both. "
     "low_genes, high_genes (correlations): bootstrap over genes and (section, seed) at once. A constant prediction has "
@@ -82,11 +90,13 @@ class Options:
     max_epochs: int | None = None
     """Of GeST; ``None`` is its own default."""
     with_model: bool = True
+    holes: bool = True
+    """Whether one large hole is filled too."""
     quick: bool = False
     threads: int | None = None
 
 
-QUICK = {"seeds": (0,), "n_rounds": 2, "max_cells": 2500}
+QUICK = {"seeds": (0,), "n_rounds": 2, "max_cells": 2500, "holes": False}
 """What ``--quick`` changes: under ten minutes on two cores."""
 
 
@@ -239,16 +249,20 @@ class Answer(NamedTuple):
     facts: dict[str, Any] = {}
 
 
-def run_baselines(task: Task, seed: int, n_rounds: int) -> Iterator[Answer]:
+def run_baselines(
+    task: Task, seed: int, n_rounds: int, only: Sequence[str] | None = None, **squares: Any
+) -> Iterator[Answer]:
     """Mean profile, kNN, inverse distance, perceptron and Gaussian process on coordinates."""
     seen, hidden = task.seen, task.hidden
-    for baseline in place_baselines(random_state=seed, n_rounds=n_rounds):
+    for baseline in place_baselines(random_state=seed, n_rounds=n_rounds, **squares):
+        if only is not None and baseline.name not in only:
+            continue
         with measured() as training:
             baseline.fit(task.xy[seen], task.section[seen], task.values[seen])
         with measured() as predicting:
             prediction = baseline.predict(task.xy[hidden], task.section[hidden])
         yield Answer(baseline.name, baseline.kind, prediction, _cost(training, predicting), chosen(baseline))
-        if baseline.name == "kNN":
+        if baseline.name == "kNN" and only is None:
             yield Answer(ALL_SEEN, "oracle", with_all_seen(task, baseline.k_), None)
 
 
@@ -306,6 +320,7 @@ def run_gest(task: Task, seed: int, max_epochs: int | None = None, **changes: An
         model.train(max_epochs, random_state=seed)
     with measured() as predicting:
         generated = model.generate(whole, mask=task.hidden)
+    generated = generated[:, task.genes]
     answers = {"weighted": _dense(generated.X), "picked": _dense(generated.layers["picked"])}
     facts = {
         name: generated.obs[name].to_numpy()
@@ -466,9 +481,14 @@ class Comparison:
 
     def table(self, dataset: str) -> pd.DataFrame:
         """Methods × metrics, means over sections and seeds."""
-        rows = pd.DataFrame([row for row in self.results.rows if row.dataset == dataset])
+        rows = self.rows(dataset, "squares")
         order = self.results.methods(dataset)
         return rows.groupby(["method", "metric"])["value"].mean().unstack("metric").reindex(order)
+
+    def rows(self, dataset: str, fold: str) -> pd.DataFrame:
+        """Rows of a dataset and fold."""
+        found = [row for row in self.results.rows if row.dataset == dataset and row.fold == fold]
+        return pd.DataFrame(found, columns=Row._fields)
 
     def say(self, dataset: str, paired: list[dict[str, Any]]) -> None:
         """Print the tables of one dataset."""
@@ -477,7 +497,7 @@ class Comparison:
         columns = ["rmse", "pearson", "pearson_top50", "n_undefined"]
         heading("Mean over sections and seeds")
         show(pd.concat([kind, self.table(dataset)[columns]], axis=1), digits=4)
-        rows = pd.DataFrame([row for row in self.results.rows if row.dataset == dataset])
+        rows = self.rows(dataset, "squares")
         if rows["section"].nunique() > 1:
             for metric in columns[:3]:
                 heading(f"{metric} by section")
@@ -498,6 +518,12 @@ class Comparison:
         ]
         heading("Paired differences (method − against)")
         show(pd.DataFrame(shown).set_index("method"))
+        hole = self.rows(dataset, "hole")
+        if len(hole):
+            heading(
+                f"One hole of {HOLE:.0%} of the cells: error by the model's round, and cells of the round"
+            )
+            show(hole.pivot_table("value", "method", ["section", "metric"], sort=False), digits=4)
         costs = pd.DataFrame([row for row in self.results.total_costs() if row["dataset"] == dataset])
         if len(costs):
             heading("Cost of one fit")
@@ -564,6 +590,23 @@ def interval(entry: dict[str, Any], which: str) -> str:
     return "–" if low is None or math.isnan(low) else f"[{low:+.4f}, {high:+.4f}]"
 
 
+def score_hole(results: Results, task: Task, seed: int, answers: Sequence[Answer]) -> None:
+    """Error of all methods on the cells of each round of the model, section by section."""
+    rounds = next((answer.facts["round"] for answer in answers if "round" in answer.facts), None)
+    if rounds is None:
+        return
+    section, truth = task.section[task.hidden], task.values[task.hidden]
+    for name in np.unique(section):
+        place = Place(task.dataset, name, "hole", seed)
+        for number in np.unique(rounds[section == name]):
+            here = (section == name) & (rounds == number)
+            for answer in answers:
+                error = math.sqrt(((truth[here] - answer.prediction[here]) ** 2).mean())
+                add = (place, answer.method, answer.kind)
+                results.add(*add, f"rmse_round_{int(number)}", "normalized", error)
+                results.add(*add, f"n_cells_round_{int(number)}", "", int(here.sum()))
+
+
 # ---------------------------------------------------------------------------------------------------------------- run
 
 
@@ -584,6 +627,9 @@ def run(options: Options, command: str = "") -> tuple[Comparison, dict[str, Any]
                     comparison.add(task, seed, answer)
                     remember(note, seed, answer)
                     _progress(start, name, tissue.name, seed, answer, comparison)
+        if options.holes and options.with_model:
+            for tissue in tissues:
+                fill_hole(comparison.results, tissue, options.seeds[0], options)
     paired = comparison.paired()
     meta = {
         "benchmark": "unseen_region",
@@ -594,6 +640,7 @@ def run(options: Options, command: str = "") -> tuple[Comparison, dict[str, Any]
         "options": {
             "n_squares": N_SQUARES,
             "share": SHARE,
+            "hole": HOLE if options.holes and options.with_model else None,
             "n_rounds": options.n_rounds,
             "max_cells": options.max_cells,
             "max_epochs": options.max_epochs,
@@ -613,6 +660,17 @@ def answers_of(task: Task, seed: int, options: Options) -> Iterator[Answer]:
     yield from run_ceiling(task, seed)
     if options.with_model:
         yield from run_gest(task, seed, options.max_epochs)
+
+
+def fill_hole(results: Results, tissue: Tissue, seed: int, options: Options) -> None:
+    """One large hole in each section, filled by the model and by baselines that cost little."""
+    task = make_task(tissue, seed, n_squares=1, share=HOLE)
+    cheap = ("mean profile", "kNN", "inverse distance")
+    answers = [
+        *run_baselines(task, seed, options.n_rounds, cheap, n_squares=1, share=HOLE),
+        *run_gest(task, seed, options.max_epochs),
+    ]
+    score_hole(results, task, seed, answers)
 
 
 def describe(tissue: Tissue) -> dict[str, Any]:
@@ -681,6 +739,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument(
         "--max-epochs", type=int, help="train GeST shorter than its default (for trying the script)"
     )
+    parser.add_argument("--no-holes", action="store_true", help="leave the large hole out")
     parser.add_argument("--baselines-only", action="store_true", help="leave GeST out")
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = dict(QUICK) if given.quick else {}
@@ -694,6 +753,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         threads=given.threads,
         max_epochs=given.max_epochs,
         with_model=not given.baselines_only,
+        holes=not given.no_holes,
     )
     return replace(options, **changes), given.out
 

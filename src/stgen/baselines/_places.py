@@ -82,6 +82,7 @@ def unseen_squares(
 def _squares_of_section(xy: Floats, n_squares: int, share: float, rng: np.random.Generator) -> Ints:
     n = len(xy)
     wanted = share * n
+    n_squares = min(n_squares, max(1, int(wanted)))  # a square holds a cell
     tree = cKDTree(xy)
     label = np.full(n, -1, dtype=np.int64)
     centre, half = np.empty((0, 2)), np.empty(0)
@@ -338,12 +339,12 @@ class InverseDistance(PlaceBaseline):
 
 
 def inverse_distance(known: Surface, xy: Floats, options: Sequence[Falloff]) -> Iterator[Floats]:
-    """Weighted means of known cells. Within half a cell's spacing all distances count as that: weights stay finite."""
+    """Weighted means of known cells. Distances below half the usual one to the nearest cell count as that half."""
     distance, near = _nearest(known.xy, xy, max(option.n_cells for option in options))
-    spacing = float(np.median(distance[:, 0])) or 1.0
+    closest = float(np.median(distance[:, 0])) or 1.0
     for power, n_cells in options:
         n = min(n_cells, near.shape[1])
-        weight = np.maximum(distance[:, :n], spacing / 2) ** -power
+        weight = np.maximum(distance[:, :n], closest / 2) ** -power
         weight /= weight.sum(axis=1, keepdims=True)
         start = np.arange(0, weight.size + 1, n)
         matrix = sparse.csr_array(
@@ -597,6 +598,8 @@ class CoordinateMLP(PlaceBaseline):
         surface = self._surfaces[name]
         mean, sd = surface.values.mean(axis=0), float(surface.values.std(axis=0).mean()) or 1.0
         n_waves, networks = self._trained[name]
+        if not networks:  # too few cells to leave any out
+            return np.repeat(mean[None], len(xy), axis=0)
         x = torch.from_numpy(self._waves(surface, xy, n_waves))
         with torch.no_grad():
             total = sum(network(x).numpy().astype(np.float64) for network in networks)
@@ -639,4 +642,4 @@ def _check_places(xy: ArrayLike, section: ArrayLike | None) -> tuple[Floats, NDA
 
 
 def _some(names: Sequence[str], n: int = 5) -> str:
-    return ", ".join(map(repr, names[:n])) + (", …" if len(names) > n else "")
+    return ", ".join(repr(str(name)) for name in names[:n]) + (", …" if len(names) > n else "")
