@@ -50,12 +50,18 @@ def cell_pcs(
     Array cells × components.
     """
     expression = _dense(expression)
-    rows = np.ones(len(expression), bool) if train is None else np.asarray(train, dtype=bool)
+    if train is None:
+        # scores of the randomised decomposition itself: projecting again moves its last components a little
+        return cast(
+            NDArray[np.float64], _pca(expression, n_components, random_state).fit_transform(expression)
+        )
+    rows = np.asarray(train, dtype=bool)
     if rows.shape != (len(expression),) or not rows.any():
         raise ValueError(
             f"`train` must mark at least one of {len(expression)} cells; got shape {rows.shape}, {int(rows.sum())} marked."
         )
-    return _fit_pca(expression[rows], n_components, random_state).transform(expression)
+    pca = _pca(expression[rows], n_components, random_state).fit(expression[rows])
+    return cast(NDArray[np.float64], pca.transform(expression))
 
 
 def neighbourhood_mean(
@@ -126,7 +132,7 @@ def cluster_niches(
     if covariance not in ("auto", "diag", "full"):
         raise ValueError(f"`covariance` must be 'auto', 'diag' or 'full'; got {covariance!r}.")
     if values.shape[1] > n_components:
-        values = _fit_pca(values, n_components, 0).transform(values)
+        values = cell_pcs(values, n_components=n_components)
     kind = covariance if covariance != "auto" else ("full" if len(values) >= ENOUGH_FOR_FULL else "diag")
     # in units of the mean variance, so that a representation can be multiplied by anything
     spread = float(np.sqrt(values.var(axis=0).mean())) or 1.0
@@ -187,7 +193,7 @@ class NeighbourLabels:
             raise ValueError(
                 f"Labels must have at least two classes to be told apart; found {sorted(set(known))}."
             )
-        self.pca_ = _fit_pca(expression, self.n_components, self.random_state)
+        self.pca_ = _pca(expression, self.n_components, self.random_state).fit(expression)
         features = self._features(expression, xy, section)
         self.model_ = LogisticRegression(max_iter=2000).fit(features[is_known], known)
         return self
@@ -239,10 +245,10 @@ class NeighbourLabels:
         return np.concatenate([pcs, around], axis=1)
 
 
-def _fit_pca(values: NDArray[np.float64], n_components: int, random_state: int) -> Any:
+def _pca(values: NDArray[np.float64], n_components: int, random_state: int) -> Any:
     from sklearn.decomposition import PCA
 
-    return PCA(min(n_components, *values.shape), random_state=random_state).fit(values)
+    return PCA(min(n_components, *values.shape), random_state=random_state)
 
 
 def _dense(expression: Any) -> NDArray[np.float64]:
