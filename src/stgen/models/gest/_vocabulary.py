@@ -23,7 +23,7 @@ LEVELS = (15, 10, 5)
 """Numbers of coarser clusters of the paper."""
 
 _MOST_META_CELLS, _FEWEST_META_CELLS, _CELLS_PER_META_CELL = 512, 16, 50
-_WIDEST_COVARIANCE = 3000  # genes; beyond it T × T eigenvectors cost more than a few passes over a sample
+_WIDEST_COVARIANCE = 1000  # genes; beyond it T × T numbers of all cells cost more than passes over a sample
 _POWER_PASSES, _OVERSAMPLING = 4, 20  # of the randomised components of wider tables
 _REFINING_PASSES = 1  # over all cells, where centres come from a sample of them; a second adds .0003 to R²
 _LLOYD_STEPS, _LLOYD_TOLERANCE = 100, 1e-5
