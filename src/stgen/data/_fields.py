@@ -506,12 +506,15 @@ def check_observations(adata: AnnData, *, minimum: int = 1) -> None:
 
 def field_from(saved: Facts) -> Field:
     """The field that :meth:`Field.saved` described."""
-    kinds = {
-        kind.__name__: kind
-        for kind in (CountsField, HistologyField, CoordinatesField, PatientField, SplitField)
-    }
+    kinds = {kind.__name__: kind for kind in _kinds(Field)}
     arguments = dict(saved)
     kind = arguments.pop("kind")
     if kind not in kinds:
         raise ValueError(f"Unknown field {kind!r}; known are {', '.join(kinds)}.")
     return kinds[kind](**arguments)
+
+
+def _kinds(kind: type[Field]) -> Iterator[type[Field]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds(below)

@@ -12,10 +12,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ._base import STModel
     from .genar import GenAR, GenARConfig
+    from .gest import GeST, GeSTConfig
 
-_WHERE = {"GenAR": ".genar", "GenARConfig": ".genar", "STModel": "._base"}
+_WHERE = {
+    "GenAR": ".genar",
+    "GenARConfig": ".genar",
+    "GeST": ".gest",
+    "GeSTConfig": ".gest",
+    "STModel": "._base",
+}
 
-__all__ = ["GenAR", "GenARConfig", "STModel"]
+__all__ = ["GenAR", "GenARConfig", "GeST", "GeSTConfig", "STModel"]
 
 
 def __getattr__(name: str) -> Any:

@@ -183,6 +183,10 @@ class STModel(BaseModelClass):
             genes=self.genes if targets else None,
         )
 
+    def _preparation_table(self, adata: AnnData, train_rows: np.ndarray) -> Table | None:
+        """What ``prepare`` reads of the training rows, where that is not the table that trains."""
+        return None
+
     @classmethod
     def example(cls) -> Example:
         """A small case on which :func:`stgen.testing.check_model` can try the model."""
@@ -371,17 +375,22 @@ class STModel(BaseModelClass):
             state, options = self._resume(Path(resume_from), given, (train_rows, validation_rows))
             checkpoint_dir = resume_from if checkpoint_dir is None else checkpoint_dir
         self._say_what_stops(options, given, len(validation_rows))
-        table = self._table(adata, targets=True)
+        first = None if self._prepared else self._preparation_table(adata, train_rows)
+        table = self._table(adata, targets=True) if first is None else None
         if not self._prepared:
             self.module.cpu()
+            source = table if first is None else first
+            assert source is not None
             prepare(
                 self.module,
-                table,
+                source,
                 train_rows,
                 batch_size=options.batch_size,
                 random_state=options.random_state,
             )
             self._prepared = True
+        if table is None:
+            table = self._table(adata, targets=True)
         self.is_trained_ = False  # until this training ends well
         report = fit(
             self.module,

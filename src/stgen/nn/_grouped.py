@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 PADDING = torch.iinfo(torch.int64).max
 """Group of a context token that nobody may see."""
+MAX_RUNS = 32
+"""Groups that are attended to one after another; beyond, one masked product is cheaper than many small ones."""
 
 
 def context_sees_context(group: Tensor, key_group: Tensor | None = None) -> Tensor:
@@ -85,8 +87,8 @@ class GroupedDecoder(nn.Module):
     ) -> Tensor:
         """Queries (B, Q, D) after one pass over all groups.
 
-        Where the batch shares its groups and they come in order, each group is attended to by slices, which
-        skips what a mask would hide; otherwise by one mask.
+        Where the batch shares its groups, they come in order and are not tiny, each group is attended to by
+        slices, which skips what a mask would hide; otherwise by one mask.
         """
         if (
             context_group.dim() == 1
@@ -94,7 +96,9 @@ class GroupedDecoder(nn.Module):
             and _ordered(context_group)
             and _ordered(query_group)
         ):
-            return self._sliced(context, _runs(context_group), query, _runs(query_group), condition)
+            runs = _runs(context_group), _runs(query_group)
+            if len(runs[0]) + len(runs[1]) <= MAX_RUNS:
+                return self._sliced(context, runs[0], query, runs[1], condition)
         return self._masked(context, context_group, query, query_group, condition)
 
     def _masked(

@@ -1,0 +1,54 @@
+"""Unseen places, round after round: seen cells answer for the unseen ones around them, and these are then seen.
+
+Only indices and distributions pass here: which windows are asked for which places, and how answers are put together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+Answer = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What was found for places that were asked for, in their order."""
+
+    probability: np.ndarray
+    """(m, K) distribution over meta cells."""
+    round: np.ndarray
+    """(m,) the round that answered, from 1; 0 where no seen cell was within reach."""
+    n_windows: np.ndarray
+    """(m,) windows whose answers were averaged."""
+
+
+def windows_of_round(
+    seen_xy: np.ndarray,
+    seen_section: np.ndarray,
+    xy: np.ndarray,
+    section: np.ndarray,
+    *,
+    reach: float,
+    n_windows: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which seen cells answer for which places: pairs (place, seen cell), a place's nearest cells first.
+
+    ``reach`` is half the window's side: a place beyond it in x or y is not in the window of that cell.
+    """
+    places, cells = [], []
+    for code in np.unique(section):
+        here, there = np.flatnonzero(section == code), np.flatnonzero(seen_section == code)
+        if len(there) == 0:
+            continue
+        k = min(n_windows, len(there))
+        near = cKDTree(seen_xy[there]).query(xy[here], k=k)[1].reshape(len(here), k)
+        inside = np.abs(seen_xy[there][near] - xy[here][:, None]).max(axis=2) <= reach
+        place, rank = np.nonzero(inside)
+        places.append(here[place])
+        cells.append(there[near[place, rank]])
+    empty = np.empty(0, dtype=np.int64)
+    return (np.concatenate(places), np.concatenate(cells)) if places else (empty, empty)
