@@ -309,8 +309,6 @@ def run_gest(task: Task, seed: int, max_epochs: int | None = None, **changes: An
     except ImportError:
         _say_once("GeST is not there: only baselines are run.")
         return
-    from stgen.models._base import remove_setup_marks
-
     seen, whole = task.adata(task.seen), task.adata()
     # what is hidden is not there: a model that peeks finds nothing
     whole.X[task.hidden] = 0
@@ -331,7 +329,14 @@ def run_gest(task: Task, seed: int, max_epochs: int | None = None, **changes: An
     for read_out, method in READ_OUTS.items():
         yield Answer(method, "model", answers[read_out], cost, facts)
         cost = None
-    remove_setup_marks(seen, {})
+    forget(seen)
+
+
+def forget(adata: Any) -> None:
+    """Let scvi-tools forget a training set: it would be held for as long as the process lives."""
+    from stgen.models._base import remove_setup_marks
+
+    remove_setup_marks(adata, {})
 
 
 def _dense(values: Any) -> np.ndarray:
