@@ -1,10 +1,10 @@
 """GeST's cell vocabulary: every cell is replaced by one of K meta cells, clusters of k-means on principal components.
 
-The transformer reads and predicts words, not expression, so no prediction can be better than the words are:
-:meth:`Vocabulary.quantization` measures that ceiling and belongs beside every result. Cells come as batches that
-can be iterated several times and are never held together; what is held is a sample of their components.
+The transformer reads words, not expression, and picks words as answers: what a word loses of its cell stays lost.
+:meth:`Vocabulary.quantization` measures that and belongs beside every result. Cells come as batches that can be
+iterated several times and are never held together; what is held is a sample of their components.
 
-n cells, T genes, p components, K meta cells, m cells of the sample. Expression is log-normalised.
+n cells, T genes, p components, K meta cells. Expression is log-normalised.
 """
 
 from __future__ import annotations
