@@ -67,8 +67,9 @@ MEANING = {
     "rmse_round_N": "root mean squared error over the cells that the model filled in round N (0: out of reach) of the "
     "hole, for every method on the same cells",
     "n_cells_round_N": "how many cells those are",
-    "seed": "draws the squares, and seeds what is trained",
-    "paired": "difference = mean of (method − against). low, high: bootstrap over squares, the same squares for both. "
+    "seed": "draws the squares, and seeds what is trained; squares of two seeds may share cells",
+    "paired": "difference = mean of (method − against). low, high: bootstrap over squares, the same squares for both "
+    "(for correlations, moved so that the draws' mean is the difference). "
     "low_genes, high_genes (correlations): bootstrap over genes and (section, seed) at once. A constant prediction has "
     "correlation 0 here",
     "is_best": "against the baseline or null that does best on these very squares: the choice favours the baseline",
@@ -550,14 +551,17 @@ def pearson_difference(pairs: Sequence[Pair], metric: str) -> dict[str, Any]:
     which = "top50" if metric == "pearson_top50" else "all"
     by_gene = []
     for own, other in pairs:
-        difference = own.pearson - other.pearson
-        by_gene.append(np.where(own.top, difference, np.nan) if which == "top50" else difference)
+        gap = own.pearson - other.pearson
+        by_gene.append(np.where(own.top, gap, np.nan) if which == "top50" else gap)
+    difference = float(np.mean([mean(values) for values in by_gene]))
     draws = np.mean([own.draws[which] - other.draws[which] for own, other in pairs], axis=0)
+    # a draw holds fewer different squares than the section, and a correlation shrinks with them
+    draws += difference - draws.mean()
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     low_genes, high_genes = gene_interval(by_gene)
     return {
-        "difference": float(np.mean([mean(values) for values in by_gene])),
+        "difference": difference,
         "low": float(low),
         "high": float(high),
         "low_genes": low_genes,

@@ -46,7 +46,6 @@ def section(name: str, n_genes: int = 6, n: int = 260, *, log: bool = False) -> 
         obsm={"spatial": xy * 2},
         uns={"um_per_unit": 0.5, "x_type": "log-normalised" if log else "raw_counts"},
     )
-    if not log:
     return adata
 
 
