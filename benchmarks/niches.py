@@ -20,6 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -179,14 +180,14 @@ def read_sections(data: Path | str | None, dataset: str) -> list[Section]:
     return [make_section(dataset, file.stem, anndata.read_h5ad(file)) for file in files]
 
 
-def make_section(dataset: str, name: str, adata: Any) -> Section:
-    """A section from an AnnData whose labels, if it has any, are in ``obs["region"]``."""
+def make_section(dataset: str, name: str, adata: Any, *, set_aside: Sequence[str] = SET_ASIDE) -> Section:
+    """A section from an AnnData whose labels, if it has any, are in ``obs["region"]``; cells set aside are dropped."""
     stg.pp.coordinates_in_um(adata)
     adata.obs_names = [f"{name} {cell}" for cell in adata.obs_names]
     adata.obs_names_make_unique()
     if REGION not in adata.obs:
         return Section(dataset, name, adata, None, 0)
-    is_kept = ~adata.obs[REGION].astype(str).isin((*SET_ASIDE, "nan")).to_numpy()
+    is_kept = ~adata.obs[REGION].astype(str).isin((*set_aside, "nan")).to_numpy()
     kept = adata[is_kept].copy()
     return Section(dataset, name, kept, kept.obs[REGION].astype(str).to_numpy(), int((~is_kept).sum()))
 
@@ -468,34 +469,28 @@ PEERS: dict[str, tuple[str, Callable[[Section, int], np.ndarray]]] = {
 }
 
 
-class quiet:
+@contextmanager
+def quiet(seed: int) -> Iterator[None]:
     """Seed scvi-tools, and keep its warnings and bars to itself; the seeds of the process are put back."""
+    import logging
+    import warnings
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    import scvi
 
-    def __enter__(self) -> None:
-        import random
-        import warnings
+    from stgen.train import global_random_state_kept
 
-        import scvi
-        import torch
-
-        self.state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        self.caught = warnings.catch_warnings()
-        self.caught.__enter__()
-        warnings.simplefilter("ignore")
-        scvi.settings.seed = self.seed
-
-    def __exit__(self, *error: object) -> None:
-        import random
-
-        import torch
-
-        random.setstate(self.state[0])
-        np.random.set_state(self.state[1])
-        torch.set_rng_state(self.state[2])
-        self.caught.__exit__(*error)
+    loggers = [logging.getLogger(name) for name in ("scvi", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with global_random_state_kept(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for logger in loggers:
+                logger.setLevel(logging.ERROR)
+            scvi.settings.seed = seed
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 # ------------------------------------------------------------------------------------------------------------------ run
@@ -728,19 +723,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     heading(f"written: {out.name}, after {meta['seconds']:.0f} s")
 
 
-class at_rest:
+@contextmanager
+def at_rest(threads: int | None) -> Iterator[None]:
     """Run with a limit of threads and without bars."""
-
-    def __init__(self, threads: int | None) -> None:
-        self.threads = threads
-
-    def __enter__(self) -> None:
-        limit_threads(self.threads)
-        self.before = stg.settings.progress_bar, stg.settings.verbosity
-        stg.settings.progress_bar, stg.settings.verbosity = False, "error"
-
-    def __exit__(self, *error: object) -> None:
-        stg.settings.progress_bar, stg.settings.verbosity = self.before
+    limit_threads(threads)
+    before = stg.settings.progress_bar, stg.settings.verbosity
+    stg.settings.progress_bar, stg.settings.verbosity = False, "error"
+    try:
+        yield
+    finally:
+        stg.settings.progress_bar, stg.settings.verbosity = before
 
 
 def limit_threads(n: int | None) -> None:
