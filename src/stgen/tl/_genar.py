@@ -6,36 +6,36 @@ user's objects as they were, and none of them is marked as set up.
 
 from __future__ import annotations
 
-import copy as copies
-import dataclasses
-import logging
-import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-import stgen
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import CoordinatesField, HistologyField, PatientField, SplitField
-from stgen.data._names import align_genes, check_unique, looks_like_ensembl, some, warn
+from stgen.data._names import check_unique
 from stgen.pp._editing import check_adata, editable
 
 from ._evaluation_rows import TRAIN_PATIENTS, TRAIN_SECTIONS
-from ._training_sections import Slots, training_table
+from ._fitted import check_column, check_free, check_names, found_model, kept, reading, trained_model
+from ._records import (
+    check_key,
+    check_replaceable,
+    record_of,
+    rows_to_judge,
+    seen_in_training,
+    warn_of_seen,
+)
+from ._training_sections import Slots, names_of_training, training_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from stgen.models import GenAR
 
-logger = logging.getLogger("stgen")
-
-ENGINES = ("anndata", "scvi-tools", "torch")
 STATISTICS = ("mean", "median", "mode")
 
 
@@ -158,19 +158,28 @@ def genar_predict(
         split_key,
     )
     if train_on is None:
-        fitted, path = _found_model(model)
-        reader = _reading(fitted, histology_key, spatial_key, library_key, adata)
-        _check_names(adata, fitted.genes)
+        from stgen.models import GenAR
+
+        fitted, path = found_model(GenAR, model, "predict")
+        check_column(adata, library_key)
+        reader = reading(
+            fitted,
+            {
+                HistologyField: {"key": histology_key},
+                CoordinatesField: {"key": spatial_key, "library_key": library_key},
+            },
+        )
+        check_names(adata, fitted.genes)
         trained_spots = None
     else:
         table, slots = training_table(train_on, slots, genes=genes, n_genes=n_genes)
         _check_inputs_fit(adata, table, slots)
-        _check_names(adata, list(table.var_names))
-        fitted = _trained(table, slots, dict(model_kwargs or {}), dict(train_kwargs or {}), random_state)
-        path = _saved(fitted, save)
+        check_names(adata, list(table.var_names))
+        fitted = _trained(table, slots, model_kwargs, train_kwargs, random_state)
+        path = kept(fitted, save)
         reader, genes = fitted, None
         trained_spots = (
-            None if isinstance(train_on, list | tuple | Mapping) else _names_of_training(table, slots)
+            None if isinstance(train_on, list | tuple | Mapping) else names_of_training(table, slots)
         )
     names = fitted.genes if genes is None else [genes] if isinstance(genes, str) else list(genes)
     check_unique(pd.Index(names), "`genes`", "Name every gene once.")
@@ -208,112 +217,15 @@ def _check_arguments(
             f"`statistic` must be one of {', '.join(map(repr, STATISTICS))}; got {statistic!r}. The spread and normalised "
             "expression are written beside it anyway."
         )
-    if not key or "/" in key:
-        raise ValueError(f"`key_added` must be a name without '/', which files cannot hold; got {key!r}.")
-    if save is not None:
-        _check_free(model, Path(save))
+    check_key(key)
+    check_free(model, save)
     for one in (key, _keys.spread_key(key), _keys.normalized_key(key)):
-        _check_replaceable(adata, one)
-
-
-def _check_free(model: Any, folder: Path) -> None:
-    """Say it now and not after an hour of training."""
-    if model is not None:
-        raise ValueError("`save` keeps a model that is trained here; with `model=` there is nothing to keep.")
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"`save={str(folder)!r}` is a file; a folder is expected.")
-    if (folder / "model.json").exists():
-        raise FileExistsError(
-            f"{folder} already holds a model. Choose another folder for `save`, or use that model: `model={str(folder)!r}`."
-        )
-
-
-def _check_replaceable(adata: AnnData, key: str) -> None:
-    """A result may replace an earlier one, and nothing else of the user's."""
-    slots = [name for name in ("layers", "obsm") if key in getattr(adata, name)]
-    if (slots or key in adata.uns) and not _is_ours(adata, key):
-        where = slots[0] if slots else "uns"
-        raise ValueError(
-            f"{where}[{key!r}] exists and is not a prediction of GenAR, so it is not replaced. Choose another `key_added`."
-        )
-
-
-def _is_ours(adata: AnnData, key: str) -> bool:
-    record = adata.uns.get(key)
-    return isinstance(record, Mapping) and str(record.get("method", "")) == "GenAR"
-
-
-# ------------------------------------------------------------------------------------------------------------- the model
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-def _found_model(model: Any) -> tuple[GenAR, str]:
-    """A fitted model, and where it lies ("" if only in memory)."""
-    from stgen.models import GenAR
-
-    if isinstance(model, GenAR):
-        model._check_fitted("predict")
-        return model, ""
-    if not isinstance(model, str | Path):
-        raise TypeError(
-            f"`model` must be a fitted GenAR, the folder of one or its hub id; got {type(model).__name__}."
-        )
-    fitted = GenAR.load(model) if Path(model).exists() else _from_hub(GenAR, str(model))
-    fitted._check_fitted("predict")
-    return fitted, str(model)
-
-
-def _from_hub(GenAR: type[GenAR], name: str) -> GenAR:
-    if not _HUB_ID.fullmatch(name):
-        raise FileNotFoundError(
-            f"There is no folder {name!r}. Give the folder that `model.save` wrote, or a hub id, `owner/name`."
-        )
-    try:
-        return GenAR.from_pretrained(name)
-    except ImportError as error:
-        raise ImportError(f"There is no folder {name!r}, and to look on the hub: {error}") from error
-    except OSError as error:
-        raise FileNotFoundError(
-            f"There is no folder {name!r}, and the Hugging Face Hub gave no model of that name: {error}"
-        ) from error
-
-
-def _reading(
-    fitted: GenAR, histology: str | None, spatial: str | None, library: str | None, adata: AnnData
-) -> GenAR:
-    """The model reading other keys; the user's object stays as it is, the network is shared."""
-    if library is not None and library not in adata.obs:
-        raise KeyError(f"obs[{library!r}] does not exist; obs has {list(adata.obs.columns)}.")
-    changes: dict[type, dict[str, Any]] = {
-        HistologyField: {"key": histology},
-        CoordinatesField: {"key": spatial, "library_key": library},
-    }
-    reader = copies.copy(fitted)
-    reader._fields = [
-        dataclasses.replace(
-            one, **{name: key for name, key in changes.get(type(one), {}).items() if key is not None}
-        )
-        for one in fitted._fields
-    ]
-    return reader
-
-
-def _check_names(adata: AnnData, genes: list[str]) -> None:
-    """The spots may have no genes or other genes, but not the same genes in another spelling."""
-    if adata.n_vars == 0:
-        return
-    check_unique(adata.var_names, "Gene names", "Run `adata.var_names_make_unique()` or drop the copies.")
-    n_known = int(adata.var_names.isin(genes).sum())
-    if n_known == 0 and looks_like_ensembl(genes) != looks_like_ensembl(adata.var_names):
-        align_genes(genes, adata.var_names, var=adata.var)
-    if 0 < n_known < max(adata.n_vars, len(genes)):
-        logger.info("%d of the %d predicted genes are in `var_names`.", n_known, len(genes))
+        check_replaceable(adata, one, "GenAR")
 
 
 def _check_inputs_fit(adata: AnnData, table: AnnData, slots: Slots) -> None:
     """The spots to predict must be like the training spots; say so before training."""
-    histology = HistologyField(slots.histology)
+    histology = HistologyField(slots.histology or _keys.HISTOLOGY)
     histology.compare(histology.facts(table), adata)
     CoordinatesField(slots.spatial, slots.library).read(adata)
 
@@ -321,81 +233,37 @@ def _check_inputs_fit(adata: AnnData, table: AnnData, slots: Slots) -> None:
 def _trained(
     table: AnnData,
     slots: Slots,
-    model_kwargs: dict[str, Any],
-    train_kwargs: dict[str, Any],
+    model_kwargs: Mapping[str, Any] | None,
+    train_kwargs: Mapping[str, Any] | None,
     random_state: int,
 ) -> GenAR:
     from stgen.models import GenAR
-    from stgen.models._base import remove_setup_marks
 
-    GenAR.setup_anndata(
-        table,
-        histology_key=slots.histology,
-        spatial_key=slots.spatial,
-        library_key=slots.library,
-        patient_key=slots.patient,
-        split_key=slots.split,
-    )
-    try:
-        model = GenAR(table, **{"random_state": random_state, **model_kwargs})
-        model.train(**{"random_state": random_state, **train_kwargs})
-        # scvi-tools would keep the table for as long as the session lives
-        model.deregister_manager(table)
-    finally:
-        remove_setup_marks(table, {})
-    return model
-
-
-def _saved(model: GenAR, folder: str | Path | None) -> str:
-    if folder is None:
-        logger.info("The model that was trained is not kept; name a folder with `save=` to keep it.")
-        return ""
-    model.save(folder)
-    return str(folder)
-
-
-# ---------------------------------------------------------------------------------------------------------- what is known
-
-
-def _names_of_training(table: AnnData, slots: Slots) -> pd.Index:
-    return table.obs_names[SplitField(slots.split).rows(table)[0]]
+    setup = {
+        "histology_key": slots.histology,
+        "spatial_key": slots.spatial,
+        "library_key": slots.library,
+        "patient_key": slots.patient,
+        "split_key": slots.split,
+    }
+    return trained_model(GenAR, table, setup, model_kwargs, train_kwargs, random_state)
 
 
 def _seen_in_training(
     adata: AnnData, model: GenAR, slots: Slots, trained_spots: pd.Index | None
 ) -> dict[str, Any]:
     """Sections, patients and spots that the model was trained on, among rows that are not called training rows."""
-    card, place, patient = model.card, model._field(CoordinatesField), model._field(PatientField)
-    new = _rows_to_judge(adata, slots.split or model._field(SplitField).key or _keys.SPLIT)
-    columns = {
-        "sections": (slots.library or place.library_key, card["training_sections"]),
-        "patients": (slots.patient or patient.key or _keys.PATIENT, card["training_patients"]),
-    }
-    seen: dict[str, Any] = {}
-    for what, (key, known) in columns.items():
-        if key is not None and key in adata.obs:
-            both = sorted(set(adata.obs[key][new].astype(str)) & set(known))
-            if both:
-                seen[what] = np.array(both)
-    if trained_spots is not None:
-        n_seen = int(adata.obs_names[new].isin(trained_spots).sum())
-        if n_seen:
-            seen["n_spots"] = n_seen
-    if seen:
-        named = [f"{what[:-1]} {some(names, 8)}" for what, names in seen.items() if what != "n_spots"]
-        named += [f"{seen['n_spots']} spots"] if "n_spots" in seen else []
-        warn(
-            f"The model was trained on {' and '.join(named)} of this AnnData: agreement with its counts says little about "
-            "new patients. `uns` records it under 'seen_in_training'."
-        )
+    place, patient = model._field(CoordinatesField), model._field(PatientField)
+    seen = seen_in_training(
+        adata,
+        rows_to_judge(adata, slots.split or model._field(SplitField).key or _keys.SPLIT),
+        model.card,
+        library=slots.library or place.library_key,
+        patient=slots.patient or patient.key or _keys.PATIENT,
+        trained_spots=trained_spots,
+    )
+    warn_of_seen(seen, "agreement with its counts says little about new patients.")
     return seen
-
-
-def _rows_to_judge(adata: AnnData, split_key: str) -> np.ndarray:
-    """Rows that nobody calls training or validation."""
-    if split_key not in adata.obs:
-        return np.ones(adata.n_obs, dtype=bool)
-    return ~adata.obs[split_key].astype(str).isin([_keys.TRAIN, _keys.VALIDATION]).to_numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------------- results
@@ -407,50 +275,23 @@ def _predicted(reader: GenAR, adata: AnnData, *, genes: list[str], **asked: Any)
 
 
 def _record(model: GenAR, reader: GenAR, names: list[str], seen: dict[str, Any], path: str) -> dict[str, Any]:
-    """Provenance in plain values that h5ad and zarr keep."""
-    card = model.card
     groups = model.get_gene_groups()
     place, histology = reader._field(CoordinatesField), reader._field(HistologyField)
-    facts = {
-        "path": path,
-        "preset": model.preset,
-        "n_genes": len(model.genes),
-        "config": dataclasses.asdict(model.config),
-        "encoder": model._facts["histology"]["encoder"],
-        "tile_um": model._facts["histology"]["tile_um"],
-        **card,
-    }
-    params = {
-        "histology_key": histology.key,
-        "spatial_key": place.key,
-        "library_key": place.library_key,
-        "n_neighbors": int(model.config.n_neighbors),
-    }
-    record = {
-        "method": "GenAR",
-        "genes": names,
-        "scale": "counts",
-        TRAIN_SECTIONS: card["training_sections"],
-        TRAIN_PATIENTS: card["training_patients"],
-        "params": params,
-        "model": facts,
-        "gene_groups": {"gene": list(groups.index), **{scale: groups[scale].to_numpy() for scale in groups}},
-        "seen_in_training": seen,
-        "versions": {"stgen": stgen.__version__} | {name: version(name) for name in ENGINES},
-    }
-    return _storable(record)
-
-
-def _storable(value: Any) -> Any:
-    """What h5ad and zarr can hold: nothing for ``None`` and empty lists, arrays for sequences."""
-    if isinstance(value, Mapping):
-        kept = {str(key): _storable(item) for key, item in value.items()}
-        return {key: item for key, item in kept.items() if item is not None}
-    if isinstance(value, list | tuple):
-        if not value:
-            return None
-        return np.array(value, dtype=object) if isinstance(value[0], str) else np.array(value)
-    return value
+    return record_of(
+        model,
+        path,
+        params={
+            "histology_key": histology.key,
+            "spatial_key": place.key,
+            "library_key": place.library_key,
+            "n_neighbors": int(model.config.n_neighbors),
+        },
+        seen=seen,
+        facts={name: model._facts["histology"][name] for name in ("encoder", "tile_um")},
+        genes=names,
+        scale="counts",
+        gene_groups={"gene": list(groups.index), **{scale: groups[scale].to_numpy() for scale in groups}},
+    )
 
 
 def _write(

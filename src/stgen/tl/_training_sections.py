@@ -36,11 +36,14 @@ class Slots(NamedTuple):
     """Where the sections keep what a model reads. ``None`` among the columns: there is none."""
 
     layer: str | None
-    histology: str
+    histology: str | None
+    """``None`` for models that read expression alone."""
     spatial: str
     library: str | None
     patient: str | None
     split: str | None
+    labels: str | None = None
+    """A column to learn, in which values may be missing."""
 
 
 def training_table(
@@ -48,9 +51,10 @@ def training_table(
     slots: Slots,
     *,
     genes: Sequence[str] | None,
-    n_genes: int,
+    n_genes: int | None,
+    expression: str | None = None,
 ) -> tuple[AnnData, Slots]:
-    """Counts of the panel, histology and places of all sections in one AnnData, and the slots they are in.
+    """Expression of the panel, histology and places of all sections in one AnnData, and the slots they are in.
 
     Parameters
     ----------
@@ -61,30 +65,67 @@ def training_table(
     genes
         The panel. ``None``: that of ``var["gene_panel"]``, else chosen.
     n_genes
-        Largest size of a chosen panel.
+        Largest size of a chosen panel. ``None`` takes all genes that the sections share, whatever the panel.
+    expression
+        For a model that reads expression: ``"counts"`` or ``"log"``, see
+        :class:`stgen.data._expression.ExpressionField`.
     """
     from anndata import AnnData
 
     names, sections = _named_sections(train_on)
     slots = _found_columns(sections, slots, several=names is not None)
-    histology, xy = _inputs(sections, names, slots)
+    field = _field(slots.layer, expression)
+    histology, xy = _inputs(sections, names, slots, field)
     obs = _obs(sections, names, slots)
-    panel = _given_panel(sections, genes)
+    panel = _given_panel(sections, genes, carried=n_genes is not None)
     shared = _shared_genes(sections) if panel is None else panel
-    field = CountsField(slots.layer)
     blocks = [
         read_counts(field.matrix(one), align_genes(shared, one.var_names, var=one.var)) for one in sections
     ]
     counts = blocks[0] if len(blocks) == 1 else _stacked(blocks)
-    if panel is None and len(shared) > n_genes:
+    if panel is None and n_genes is not None and len(shared) > n_genes:
         chosen = _chosen_panel(counts, shared, n_genes, _training_rows(obs, slots.split))
         counts, shared = counts[:, chosen], shared[chosen]
     table = AnnData(counts, obs=obs, var=pd.DataFrame(index=shared))
-    table.obsm[slots.histology], table.obsm[slots.spatial] = histology, xy
-    record = sections[0].uns.get(_keys.HISTOLOGY_PARAMS)
-    if record is not None:
-        table.uns[_keys.HISTOLOGY_PARAMS] = record
+    table.obsm[slots.spatial] = xy
+    if slots.histology is not None:
+        table.obsm[slots.histology] = histology
+        record = sections[0].uns.get(_keys.HISTOLOGY_PARAMS)
+        if record is not None:
+            table.uns[_keys.HISTOLOGY_PARAMS] = record
     return table, slots
+
+
+def names_of_training(table: AnnData, slots: Slots) -> pd.Index:
+    """Names of the rows that train."""
+    return table.obs_names[SplitField(slots.split).rows(table)[0]]
+
+
+def _field(layer: str | None, expression: str | None) -> CountsField:
+    if expression is None:
+        return CountsField(layer)
+    from stgen.data._expression import SCALES, ExpressionField
+
+    if expression not in SCALES:
+        raise ValueError(f"`expression` must be one of {', '.join(map(repr, SCALES))}; got {expression!r}.")
+    return ExpressionField(layer, scale=expression)
+
+
+def check_values(adata: AnnData, field: CountsField, where: str = "") -> None:
+    """Raise unless the slot holds what the field says: counts, or log-normalised expression."""
+    scale = getattr(field, "scale", None)
+    values, name = field.matrix(adata), field.name + where
+    if scale == "log":
+        from stgen.data._expression import check_logs
+
+        check_logs(values, name)
+        return
+    try:
+        check_counts(values, name)
+    except ValueError as error:
+        if scale is None or "whole numbers" not in str(error):
+            raise
+        raise ValueError(f"{error} If they are log-normalised, say `expression='log'`.") from None
 
 
 def _named_sections(train_on: Any) -> tuple[list[str] | None, list[AnnData]]:
@@ -118,31 +159,36 @@ def _found_columns(sections: list[AnnData], slots: Slots, *, several: bool) -> S
     )
 
 
-def _inputs(sections: list[AnnData], names: list[str] | None, slots: Slots) -> tuple[np.ndarray, np.ndarray]:
+def _inputs(
+    sections: list[AnnData], names: list[str] | None, slots: Slots, field: CountsField
+) -> tuple[np.ndarray | None, np.ndarray]:
     """Histology and places of all sections; what is wrong with one is said before they are put together."""
-    histology, place = HistologyField(slots.histology), CoordinatesField(slots.spatial, slots.library)
-    counts = CountsField(slots.layer)
-    facts = histology.facts(sections[0])
+    place = CoordinatesField(slots.spatial, slots.library)
+    histology = None if slots.histology is None else HistologyField(slots.histology)
+    facts = None if histology is None else histology.facts(sections[0])
     for i, one in enumerate(sections):
         where = "" if names is None else f" of section {names[i]!r}"
         check_unique(
             one.var_names, f"Gene names{where}", "Run `adata.var_names_make_unique()` or drop the copies."
         )
-        check_counts(counts.matrix(one), counts.name + where)
-        histology.compare(facts, one)
-    places = [place.read(one)[0] for one in sections]
-    return np.concatenate([histology.read(one) for one in sections]), np.concatenate(places)
+        check_values(one, field, where)
+        if histology is not None and facts is not None:
+            histology.compare(facts, one)
+    xy = np.concatenate([place.read(one)[0] for one in sections])
+    return None if histology is None else np.concatenate([histology.read(one) for one in sections]), xy
 
 
 def _obs(sections: list[AnnData], names: list[str] | None, slots: Slots) -> pd.DataFrame:
     """The columns that training asks for, and names of spots that are unique."""
     parts = []
+    gaps = [slots.labels] if slots.labels is not None else []
     for i, one in enumerate(sections):
         kept = [key for key in (slots.library, slots.patient, slots.split) if key is not None]
         part = {key: obs_column(one, key).astype(str) for key in kept if names is None or key in one.obs}
         if names is not None and slots.library not in one.obs:
             part[str(slots.library)] = pd.Series(names[i], index=one.obs_names)
-        missing = [key for key in kept if key not in part]
+        part |= {key: one.obs[key].astype(object) for key in gaps if key in one.obs}
+        missing = [key for key in [*kept, *gaps] if key not in part]
         if missing:
             raise KeyError(f"obs[{missing[0]!r}] does not exist; obs has {list(one.obs.columns)}.")
         parts.append(pd.DataFrame(part, index=one.obs_names))
@@ -167,13 +213,13 @@ def _check_distinct(columns: list[pd.Series]) -> None:
         seen |= set(column)
 
 
-def _given_panel(sections: list[AnnData], genes: Sequence[str] | None) -> pd.Index | None:
-    """The user's genes, else the panel that the sections carry."""
+def _given_panel(sections: list[AnnData], genes: Sequence[str] | None, *, carried: bool) -> pd.Index | None:
+    """The user's genes, else (if asked for) the panel that the sections carry."""
     if genes is not None:
         panel = pd.Index([genes] if isinstance(genes, str) else list(genes)).astype(str)
         check_unique(panel, "`genes`", "Name every gene once.")
         return panel
-    if not all(_keys.PANEL in one.var for one in sections):
+    if not carried or not all(_keys.PANEL in one.var for one in sections):
         return None
     panels = [one.var_names[one.var[_keys.PANEL].to_numpy(dtype=bool)].astype(str) for one in sections]
     if any(set(panel) != set(panels[0]) for panel in panels):
