@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 LOGITS = ("dot", "euclid")
+_LEAST = {"width": 4, "n_layers": 1, "n_heads": 1, "ffn_ratio": 1, "n_components": 1, "max_cells": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,10 @@ class GeSTConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no network could be built from."""
+        for name, least in _LEAST.items():
+            _at_least(name, getattr(self, name), least)
+        for level in self.levels:
+            _at_least("levels", level, 1)
         if self.width % (4 * self.n_heads):
             raise ValueError(
                 f"`width` must be a multiple of 4 × `n_heads`; got {self.width} and {self.n_heads}."
@@ -57,8 +62,6 @@ class GeSTConfig:
             raise ValueError(f"`logits` must be one of {', '.join(map(repr, LOGITS))}; got {self.logits!r}.")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"`dropout` must be in [0, 1); got {self.dropout}.")
-        for name, least in (("n_layers", 1), ("max_cells", 2), ("n_components", 1)):
-            _at_least(name, getattr(self, name), least)
         if self.n_meta_cells is not None:
             _at_least("n_meta_cells", self.n_meta_cells, 2)
         if self.window_um is not None and not self.window_um > 0:
