@@ -15,6 +15,23 @@ SHARED = {
     "histology_key": "Key in ``obsm`` of the histology embedding, spots × features.",
     "layer": "Layer that holds the counts. ``None`` means ``X``.",
     "random_state": "Seed. The same seed gives the same result; the global random state is left as found.",
+    "gest_model": "A fitted :class:`stgen.models.GeST`, the folder of one, or its id on the Hugging Face Hub "
+    "(``owner/name``).",
+    "gest_train_on": "Instead of a model: sections to train one on, as one AnnData, a list of them, or a mapping from "
+    "name to section. Several are put together by the genes that all have.",
+    "gest_save": "Folder in which the model that was trained here is kept. Without it the model is forgotten.",
+    "gest_layer": "Layer of the expression. ``None`` means what the model was fitted with, else ``X``.",
+    "gest_expression": 'For training: ``"counts"`` (the default; the model divides by the total of each cell and takes '
+    'the logarithm) or ``"log"`` (log-normalised already).',
+    "gest_spatial_key": "Key in ``obsm`` of the coordinates in µm. ``None`` means what the model was fitted with, else "
+    '``"spatial"``.',
+    "gest_library_key": "Column of ``obs`` that tells sections apart. ``None`` means what the model was fitted with, else "
+    '``"section"`` if that exists. An AnnData without the column is one section.',
+    "gest_patient_key": 'Column of ``obs`` with the patient; ``"patient"`` if that exists.',
+    "gest_split_key": 'Column of ``obs`` written by :func:`stgen.pp.split`; ``"split"`` if that exists. Without it all '
+    "cells are for training.",
+    "gest_model_kwargs": "For training: ``preset`` and fields of :class:`stgen.models.GeSTConfig`.",
+    "gest_train_kwargs": "For training: keywords of :meth:`stgen.models.GeST.train`.",
     "copy": "Return a changed copy instead of changing ``adata``.",
 }
 

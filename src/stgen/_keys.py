@@ -59,6 +59,16 @@ SETUP_MARKS = ("_scvi_uuid", "_scvi_manager_uuid")
 
 # written by tl
 GENAR = "genar"
+X_GEST = "X_gest"
+"""``obsm``: niche embedding, cells × D; ``uns``: how it was made, and the meta cells of the model."""
+GEST = "gest"
+"""``layers`` or ``obsm``: generated expression, NaN for cells that were seen."""
+GEST_NICHE = "gest_niche"
+"""``obs``: niche of every cell, called by a classifier on GeST."""
+GEST_PERTURB = "gest_perturb"
+"""``uns``: what a perturbation does around it."""
+UMAP = "X_umap"
+"""``obsm``: as scanpy writes it."""
 EVALUATION = "evaluation"
 """``uns``: scores and parameters of :func:`stgen.tl.evaluate`."""
 
@@ -71,3 +81,33 @@ def spread_key(key: str) -> str:
 def normalized_key(key: str) -> str:
     """Where the expected depth-normalised log-expression that belongs to the prediction ``key`` lies."""
     return f"{key}_normalized"
+
+
+def meta_cell_key(key: str) -> str:
+    """Column of ``obs`` with the number of each cell's meta cell, beside the niche embedding ``key``."""
+    return f"{key.removeprefix('X_')}_meta_cell"
+
+
+def round_key(key: str) -> str:
+    """Column of ``obs``: the round that generated a cell; 0 if no seen cell was within reach, NaN for seen cells."""
+    return f"{key}_round"
+
+
+def n_windows_key(key: str) -> str:
+    """Column of ``obs``: windows whose answers were averaged for a generated cell; NaN for seen cells."""
+    return f"{key}_n_windows"
+
+
+def isolated_key(key: str) -> str:
+    """Column of ``obs``: whether a generated cell had no seen cell within reach."""
+    return f"{key}_isolated"
+
+
+def probability_key(key: str) -> str:
+    """``obsm``: probability of every class, beside the labels ``key``; classes are in ``uns[key]["classes"]``."""
+    return f"{key}_probability"
+
+
+def colors_key(key: str) -> str:
+    """``uns``: a colour for each category of ``obs[key]``, as scanpy keeps them."""
+    return f"{key}_colors"

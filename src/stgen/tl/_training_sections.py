@@ -86,7 +86,11 @@ def training_table(
     if panel is None and n_genes is not None and len(shared) > n_genes:
         chosen = _chosen_panel(counts, shared, n_genes, _training_rows(obs, slots.split))
         counts, shared = counts[:, chosen], shared[chosen]
-    table = AnnData(counts, obs=obs, var=pd.DataFrame(index=shared))
+    table = AnnData(obs=obs, var=pd.DataFrame(index=shared))
+    if expression is None or slots.layer is None:
+        table.X = counts
+    else:  # a model that reads expression goes on reading the same layer
+        table.layers[slots.layer] = counts
     table.obsm[slots.spatial] = xy
     if slots.histology is not None:
         table.obsm[slots.histology] = histology

@@ -1,0 +1,241 @@
+"""The GeST behind a task: given, or trained here on expression and places, of the user's cells if nothing else is named.
+
+GeST learns from expression alone, so cells to embed may be the cells to train on. Only cells that are to be
+generated are kept out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from stgen import _keys
+from stgen.data._fields import CoordinatesField, PatientField, SplitField
+
+from ._fitted import check_column, check_free, found_model, kept, reading, trained_model
+from ._records import record_of, seen_in_training
+from ._training_sections import Slots, check_values, names_of_training, training_table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stgen.models import GeST
+
+METHOD = "GeST"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What the user said about the model; see the parameters of :func:`stgen.tl.gest_niche_embed`."""
+
+    model: Any
+    train_on: Any
+    save: str | Path | None
+    genes: Sequence[str] | None
+    layer: str | None
+    expression: str | None
+    spatial_key: str | None
+    library_key: str | None
+    patient_key: str | None
+    split_key: str | None
+    model_kwargs: Mapping[str, Any] | None
+    train_kwargs: Mapping[str, Any] | None
+    random_state: int
+    labels_key: str | None = None
+
+    def check(self) -> None:
+        """What can be said before anything is read."""
+        if self.model is not None and self.train_on is not None:
+            raise ValueError(
+                "Give `model` (a fitted GeST, its folder or hub id) or `train_on` (sections with expression), and not both; "
+                "without either a GeST is trained on `adata` itself."
+            )
+        check_free(self.model, self.save)
+
+
+class Ready(NamedTuple):
+    """A fitted model and what is known about it."""
+
+    fitted: GeST
+    reader: GeST
+    """The same model, reading the slots that the user named."""
+    path: str
+    trained_cells: pd.DataFrame | None
+    """Names and places of the cells that trained it, where they can be known."""
+    slots: Slots
+    is_new: bool
+    """Whether it was trained here."""
+
+
+def ready_model(adata: AnnData, source: Source, verb: str, *, hidden: np.ndarray | None = None) -> Ready:
+    """Find or train the model. Cells that are ``hidden`` train nothing, and their expression is not read."""
+    slots = Slots(
+        source.layer,
+        None,
+        source.spatial_key or _keys.SPATIAL,
+        source.library_key,
+        source.patient_key,
+        source.split_key,
+        source.labels_key,
+    )
+    if source.model is not None:
+        return _given(adata, source, verb, slots, hidden)
+    return _trained(adata, source, slots, hidden)
+
+
+def _given(adata: AnnData, source: Source, verb: str, slots: Slots, hidden: np.ndarray | None) -> Ready:
+    from stgen.data._expression import ExpressionField
+    from stgen.models import GeST
+
+    fitted, path = found_model(GeST, source.model, verb)
+    check_column(adata, source.library_key)
+    scale = fitted._field(ExpressionField).scale
+    if source.expression not in (None, scale):
+        raise ValueError(
+            f"This GeST was fitted on `expression={scale!r}`; got {source.expression!r}. Give it expression of that kind "
+            "(name its layer with `layer=`), or fit one on yours."
+        )
+    reader = reading(
+        fitted,
+        {
+            ExpressionField: {"layer": source.layer},
+            CoordinatesField: {"key": source.spatial_key, "library_key": source.library_key},
+        },
+    )
+    _check_fits(adata, reader, fitted.genes, hidden)
+    return Ready(fitted, reader, path, _cells_of(fitted), slots, is_new=False)
+
+
+def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | None) -> Ready:
+    from stgen.models import GeST
+
+    expression = source.expression or "counts"
+    own = _without_hidden(adata, source.train_on, hidden)
+    table, slots = training_table(own, slots, genes=source.genes, n_genes=None, expression=expression)
+    setup = {
+        "layer": slots.layer,
+        "expression": expression,
+        "spatial_key": slots.spatial,
+        "library_key": slots.library,
+        "patient_key": slots.patient,
+        "split_key": slots.split,
+    }
+    _check_fits(adata, _unfitted(slots, expression), list(table.var_names), hidden)
+    fitted = trained_model(GeST, table, setup, source.model_kwargs, source.train_kwargs, source.random_state)
+    path = kept(fitted, source.save)
+    cells = pd.DataFrame(table.obsm[slots.spatial], index=table.obs_names)
+    cells = cells.loc[names_of_training(table, slots)]
+    return Ready(fitted, fitted, path, cells, slots, is_new=True)
+
+
+def _without_hidden(adata: AnnData, train_on: Any, hidden: np.ndarray | None) -> Any:
+    """Sections to train on; wherever ``adata`` is one of them, cells to generate are left out."""
+
+    def seen(one: Any) -> Any:
+        return one[~hidden] if one is adata and hidden is not None else one
+
+    if train_on is None:
+        return seen(adata)
+    if isinstance(train_on, Mapping):
+        return {name: seen(one) for name, one in train_on.items()}
+    if isinstance(train_on, list | tuple):
+        return [seen(one) for one in train_on]
+    return seen(train_on)
+
+
+def _unfitted(slots: Slots, expression: str) -> list[Any]:
+    from stgen.data._expression import ExpressionField
+
+    return [CoordinatesField(slots.spatial, slots.library), ExpressionField(slots.layer, scale=expression)]
+
+
+def _check_fits(adata: AnnData, reader: Any, genes: list[str], hidden: np.ndarray | None) -> None:
+    """The cells must be like those of training; said before training and before anything is computed."""
+    from stgen.data._expression import ExpressionField
+
+    for field in getattr(reader, "_fields", reader):
+        if isinstance(field, CoordinatesField):
+            field.read(adata)
+        elif isinstance(field, ExpressionField):
+            field.compare({"genes": genes}, adata)
+            check_values(adata if hidden is None else adata[~hidden], field)
+
+
+def _cells_of(fitted: GeST) -> pd.DataFrame | None:
+    """Cells that trained a model of this session; a model from a folder brings no data."""
+    data, rows = fitted._adata, getattr(fitted, "train_indices_", None)
+    if data is None or rows is None or not len(rows) or rows.max() >= data.n_obs:
+        return None
+    xy = fitted._field(CoordinatesField).read(data)[0]
+    return pd.DataFrame(xy[rows], index=data.obs_names[rows])
+
+
+# -------------------------------------------------------------------------------------------------------------- records
+
+
+def seen(adata: AnnData, ready: Ready, rows: np.ndarray) -> dict[str, Any]:
+    """Sections, patients and cells among these rows that the model was trained on."""
+    place, patient = ready.fitted._field(CoordinatesField), ready.fitted._field(PatientField)
+    found = seen_in_training(
+        adata,
+        rows,
+        ready.fitted.card,
+        library=ready.slots.library or place.library_key,
+        patient=ready.slots.patient or patient.key or _keys.PATIENT,
+        trained_spots=None,
+    )
+    n_cells = _n_same(adata, ready, rows)
+    return found | ({"n_spots": n_cells} if n_cells else {})
+
+
+def _n_same(adata: AnnData, ready: Ready, rows: np.ndarray) -> int:
+    """How many cells trained the model, by name and place: names such as ``"17"`` are in every section."""
+    cells = ready.trained_cells
+    if cells is None or not cells.index.is_unique:
+        return 0
+    xy = ready.reader._field(CoordinatesField).read(adata)[0][rows]
+    there = cells.index.get_indexer(adata.obs_names[rows])
+    known = there >= 0
+    return int(np.isclose(xy[known], cells.to_numpy()[there[known]], atol=1e-3).all(axis=1).sum())
+
+
+def gest_record(
+    ready: Ready,
+    task: str,
+    seen: Mapping[str, Any],
+    params: Mapping[str, Any],
+    **more: Any,
+) -> dict[str, Any]:
+    """Provenance of a result, in plain values that h5ad and zarr keep."""
+    from stgen.data._expression import ExpressionField
+
+    reader = ready.reader
+    place, expression = reader._field(CoordinatesField), reader._field(ExpressionField)
+    split = ready.fitted._field(SplitField).key if ready.is_new else None
+    return record_of(
+        ready.fitted,
+        ready.path,
+        task=task,
+        params={
+            "layer": expression.layer,
+            "expression": expression.scale,
+            "spatial_key": place.key,
+            "library_key": place.library_key,
+            "split_key": split,
+            "window_um": float(reader.module.window_um),
+            **params,
+        },
+        seen=seen,
+        **more,
+    )
+
+
+def quantization(adata: AnnData, reader: GeST) -> dict[str, Any]:
+    """What is lost when these cells are replaced by their meta cells: the ceiling of what the model can say."""
+    found = reader.module.words.quantization(lambda: reader._blocks(adata))
+    return {name: float(found[name]) for name in ("r2", "rmse")}
