@@ -39,6 +39,8 @@ DATASETS: dict[str, tuple[str, ...] | None] = {"starmap_mpfc": None, "her2st_lab
 
 ALONE = "logistic regression, cell"
 AROUND = "logistic regression, cell and 30 neighbours"
+CENTRED = "logistic regression, cell and 30 neighbours, genes centred by section"
+"""Patients differ by more than regions do; without their mean profiles the regression can look at regions."""
 EMBEDDED = "GeST niches, logistic regression"
 ANNOTATED = "GeST.annotate"
 SCANVI = "scANVI"
@@ -119,6 +121,11 @@ class Task:
         genes = self.genes
         return np.concatenate([section.log_of(genes) for section in sections])
 
+    def centred(self, sections: Sequence[Section]) -> np.ndarray:
+        """The same, less the mean profile of each section."""
+        values = [section.log_of(self.genes) for section in sections]
+        return np.concatenate([one - one.mean(axis=0) for one in values])
+
     def xy(self, sections: Sequence[Section]) -> np.ndarray:
         return np.concatenate([section.xy for section in sections])
 
@@ -174,9 +181,14 @@ class Answer(NamedTuple):
 
 
 def baselines_of(task: Task) -> Iterator[Answer]:
-    """Logistic regression on the cell alone, and on the cell and its surroundings."""
-    train, test = task.expression(task.train), task.expression([task.test])
-    for method, kind, k in ((ALONE, "null", 1), (AROUND, "baseline", 30)):
+    """Logistic regression on the cell alone, and on the cell and its surroundings; as it is and section by section."""
+    plain = task.expression(task.train), task.expression([task.test])
+    centred = task.centred(task.train), task.centred([task.test])
+    for method, kind, k, (train, test) in (
+        (ALONE, "null", 1, plain),
+        (AROUND, "baseline", 30, plain),
+        (CENTRED, "baseline", 30, centred),
+    ):
         with measured() as fitting:
             fitted = NeighbourLabels(n_neighbors=k).fit(
                 train, task.labels(), task.xy(task.train), task.section(task.train)

@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -452,12 +452,7 @@ def scviva(section: Section, seed: int) -> np.ndarray:
     }
     with quiet(seed):
         model_class.preprocessing_anndata(adata, k_nn=20, **setup)
-        model_class.setup_anndata(
-            adata,
-            layer="counts",
-            batch_key="sample",
-            **{k: v for k, v in setup.items() if k != "expression_embedding_key"},
-        )
+        model_class.setup_anndata(adata, layer="counts", batch_key="sample", **setup)
         model = model_class(adata)
         model.train(max_epochs=SCVIVA_EPOCHS, accelerator="cpu", enable_progress_bar=False)
         return np.asarray(model.get_latent_representation())
@@ -482,7 +477,8 @@ def quiet(seed: int) -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("scvi", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]
     try:
-        with global_random_state_kept(), warnings.catch_warnings():
+        # what it prints would stand in the middle of our tables
+        with global_random_state_kept(), warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             for logger in loggers:
                 logger.setLevel(logging.ERROR)

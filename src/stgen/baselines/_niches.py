@@ -191,7 +191,7 @@ class NeighbourLabels:
         known = labels[is_known].astype(str)
         if len(np.unique(known)) < 2:
             raise ValueError(
-                f"Labels must have at least two classes to be told apart; found {sorted(set(known))}."
+                f"Labels must have at least two classes to be told apart; found {[str(one) for one in np.unique(known)]}."
             )
         self.pca_ = _pca(expression, self.n_components, self.random_state).fit(expression)
         features = self._features(expression, xy, section)
