@@ -5,13 +5,13 @@ Only indices and distributions pass here: which windows are asked for which plac
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-Answer = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+_TIED = 16
+"""Cells more than asked for that are looked at, because cells of a lattice are equally far."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,30 @@ def windows_of_round(
         here, there = np.flatnonzero(section == code), np.flatnonzero(seen_section == code)
         if len(there) == 0:
             continue
-        k = min(n_windows, len(there))
-        near = cKDTree(seen_xy[there]).query(xy[here], k=k)[1].reshape(len(here), k)
+        near = _nearest(seen_xy[there], xy[here], n_windows)
         inside = np.abs(seen_xy[there][near] - xy[here][:, None]).max(axis=2) <= reach
         place, rank = np.nonzero(inside)
         places.append(here[place])
         cells.append(there[near[place, rank]])
     empty = np.empty(0, dtype=np.int64)
     return (np.concatenate(places), np.concatenate(cells)) if places else (empty, empty)
+
+
+def nearest_seen(
+    seen_xy: np.ndarray, seen_section: np.ndarray, xy: np.ndarray, section: np.ndarray
+) -> np.ndarray:
+    """The seen cell nearest to each place, in its section; in a section that has none, of all."""
+    found = np.empty(len(xy), dtype=np.int64)
+    for code in np.unique(section):
+        here, there = np.flatnonzero(section == code), np.flatnonzero(seen_section == code)
+        there = there if len(there) else np.arange(len(seen_xy))
+        found[here] = there[_nearest(seen_xy[there], xy[here], 1)[:, 0]]
+    return found
+
+
+def _nearest(cells: np.ndarray, places: np.ndarray, k: int) -> np.ndarray:
+    """(places, k) nearest cells. Of cells as far, those with the smaller x, then y: not those a tree finds first."""
+    n = min(k + _TIED, len(cells))
+    distance, near = (part.reshape(len(places), n) for part in cKDTree(cells).query(places, k=n))
+    order = np.lexsort((cells[near, 1], cells[near, 0], np.round(distance, 3)), axis=1)
+    return np.take_along_axis(near, order, axis=1)[:, :k]

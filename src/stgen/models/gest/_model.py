@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, final
 import numpy as np
 import pandas as pd
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from stgen import _keys
@@ -22,7 +21,7 @@ from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
 
 from ._config import GeSTConfig
-from ._generation import Filled, windows_of_round
+from ._generation import Filled, nearest_seen, windows_of_round
 from ._network import GeSTNetwork
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class GeST(STModel):
     Examples
     --------
     >>> import stgen as stg
-    >>> adata = stg.datasets.toy_tissue(unit="cell")
+    >>> adata = stg.datasets.toy_tissue(unit="cells")
     >>> stg.models.GeST.setup_anndata(adata, library_key="section")
     >>> model = stg.models.GeST(adata)
     >>> model.train(max_epochs=1)
@@ -286,6 +285,9 @@ class GeST(STModel):
         from anndata import AnnData as Table
 
         self._check_fitted("generate")
+        for name, number in (("n_windows", n_windows), ("max_rounds", max_rounds)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be at least 1; got {number!r}.")
         adata = self._data(adata)
         hidden = self._mask(adata, mask)
         self._check_inputs(adata)
@@ -367,11 +369,9 @@ class GeST(STModel):
             todo = np.delete(todo, done)
             if len(todo) == 0:
                 break
-        for i in todo:  # nothing within reach: the nearest seen cell of the section, and it is said
-            there = np.flatnonzero(seen_section == section[i])
-            there = there if len(there) else np.arange(len(seen_xy))
-            nearest = there[cKDTree(seen_xy[there]).query(xy[i])[1]]
-            out.probability[i, labels[nearest]] = 1.0
+        if len(todo):  # nothing within reach: the nearest seen cell of the section, and it is said
+            nearest = nearest_seen(seen_xy, seen_section, xy[todo], section[todo])
+            out.probability[todo, labels[nearest]] = 1.0
         return out
 
     def _averaged(
@@ -420,6 +420,7 @@ class GeST(STModel):
 
     def normalized(self, adata: AnnData | None = None) -> np.ndarray:
         """Log-normalised expression, cells × the model's genes, on the scale that :meth:`generate` answers on."""
+        self._check_fitted("normalise expression")
         adata = self._data(adata)
         self._check_inputs(adata)
         return np.concatenate([x.cpu().numpy() for x in self._blocks(adata)])
