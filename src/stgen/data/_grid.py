@@ -9,7 +9,6 @@ n cells, B windows, N cells of the longest window.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +16,8 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
+
+from ._names import warn
 
 _NM = 1000.0
 """Nanometres in a µm."""
@@ -467,10 +468,9 @@ def check_window(n_inside: ArrayLike, window_um: float) -> None:
             f"fullest {int(n_inside.max())}. {remedy}"
         )
     if typical > 10_000:
-        warnings.warn(
+        warn(
             f"A typical window of {window_um:g} µm holds {typical:.0f} cells, where a few hundred are enough. "
-            f"{remedy}",
-            stacklevel=2,
+            f"{remedy}"
         )
 
 

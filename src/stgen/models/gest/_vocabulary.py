@@ -9,12 +9,13 @@ n cells, T genes, p components, K meta cells. Expression is log-normalised.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+
+from stgen.data._names import warn
 
 Rows = Callable[[], Iterable[Tensor]]
 """Cells × genes in batches; each call begins again with the first cell, in the same order."""
@@ -540,8 +541,7 @@ def _check_sizes(n_meta_cells: int | None, n_components: int, levels: Sequence[i
 
 
 def _warn_about_twins(n_wanted: int, n_found: int) -> None:
-    warnings.warn(
+    warn(
         f"Asked for {n_wanted} meta cells, but only {n_found} cells of the sample differ in their principal "
-        f"components; the vocabulary has {n_found}. Ask for fewer, or raise `n_components` or `max_rows`.",
-        stacklevel=4,
+        f"components; the vocabulary has {n_found}. Ask for fewer, or raise `n_components` or `max_rows`."
     )
