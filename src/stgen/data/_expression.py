@@ -54,7 +54,14 @@ class ExpressionField(CountsField):
         if adata.n_vars < self.min_genes:
             raise ValueError(f"At least {self.min_genes} genes are needed; this AnnData has {adata.n_vars}.")
         check_unique(adata.var_names, "Gene names", "Run `adata.var_names_make_unique()` or drop the copies.")
-        check_logs(self.matrix(adata), self.name)
+        X = self.matrix(adata)
+        check_logs(X, self.name)
+        if _all_whole(X):
+            warn(
+                f"All values of {self.name} are whole numbers, as raw counts are; `expression='log'` takes them as "
+                "log-normalised. Say `expression='counts'` if they are counts."
+            )
+        self._warn_about_silence(X, adata)
         return {"n_genes": adata.n_vars, "genes": [str(gene) for gene in adata.var_names]}
 
     def compare(self, facts: Facts, adata: AnnData) -> None:
@@ -67,9 +74,12 @@ def check_logs(X: Any, name: str) -> None:
         values = block.data if sparse.issparse(block) else np.asarray(block)
         if values.size == 0:
             continue
-        if values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        if values.dtype.kind not in "fiu":
+            raise ValueError(f"{name} must hold log-normalised expression; its dtype is {values.dtype}.")
+        n_bad = values.size - int(np.isfinite(values).sum())
+        if n_bad:
             raise ValueError(
-                f"{name} must hold log-normalised expression; found values that are no numbers, NaN or infinite. "
+                f"{name} must hold log-normalised expression; found {n_bad} values that are NaN or infinite. "
                 "Drop these cells or genes."
             )
         if values.min() < 0:
@@ -82,6 +92,17 @@ def check_logs(X: Any, name: str) -> None:
                 f"{name} must hold log-normalised expression; found {values.max():g}, which no logarithm of a count "
                 "reaches. Run `sc.pp.log1p` first, or say `expression='counts'` for raw counts."
             )
+
+
+def _all_whole(X: Any) -> bool:
+    """Whether all values are whole numbers, and not just zeros and ones."""
+    highest = 0.0
+    for block in _row_blocks(X):
+        values = block.data if sparse.issparse(block) else np.asarray(block)
+        if (values != np.floor(values)).any():
+            return False
+        highest = max(highest, float(values.max(initial=0)))
+    return highest > 1
 
 
 def shared_genes(expected: Sequence[str], adata: AnnData) -> tuple[np.ndarray, np.ndarray]:
@@ -131,14 +152,15 @@ class ExpressionTable:
         check = check_counts if field.scale == "counts" else check_logs
         check(field.matrix(adata), field.name)
         if len(here) < len(genes):
-            missing = [gene for i, gene in enumerate(genes) if i not in set(here.tolist())]
+            missing = np.delete(np.asarray(genes, dtype=object), here)
             warn(
                 f"{len(here)} of the model's {len(genes)} genes are here; {len(missing)} are not, such as "
                 f"{some(missing)}. Cells are read from the genes that are."
             )
             if gene_share is not None:
                 target_total *= float(gene_share[here].sum())
-        values = read_counts(field.matrix(adata), found)
+        in_place = np.array_equal(found, np.arange(adata.n_vars))
+        values = read_counts(field.matrix(adata), None if in_place else found)
         return cls(values, here, len(genes), target_total if field.scale == "counts" else None)
 
     def __len__(self) -> int:
