@@ -4,9 +4,23 @@ Every function draws with matplotlib and returns its axes; give it ``ax=`` (or `
 """
 
 from ._calibration import calibration
+from ._confusion import confusion
 from ._gene_groups import gene_groups
 from ._gene_maps import gene_maps
+from ._generated import generated
 from ._history import history
+from ._meta_cells import meta_cells
+from ._niches import niches
 from ._scores import scores
 
-__all__ = ["calibration", "gene_groups", "gene_maps", "history", "scores"]
+__all__ = [
+    "calibration",
+    "confusion",
+    "gene_groups",
+    "gene_maps",
+    "generated",
+    "history",
+    "meta_cells",
+    "niches",
+    "scores",
+]

@@ -62,11 +62,21 @@ def spot_pitch(xy: np.ndarray) -> float:
     return float(np.median(distance)) if len(distance) else 1.0
 
 
-def draw_spots(ax: Axes, xy: np.ndarray, values: np.ndarray, **colors: Any) -> EllipseCollection:
+def cell_size(xy: np.ndarray) -> float:
+    """Diameter of discs that cover the ground of cells, which lie less evenly than spots of an array."""
+    if len(xy) < 5:
+        return spot_pitch(xy)
+    distance = cKDTree(xy).query(xy[:: max(1, len(xy) // 5000)], k=5)[0][:, 1:].mean(axis=1)
+    return float(np.median(distance)) or spot_pitch(xy)
+
+
+def draw_spots(
+    ax: Axes, xy: np.ndarray, values: np.ndarray, *, diameter: float | None = None, **colors: Any
+) -> EllipseCollection:
     """Discs in data units, so that they stay in place and to scale at any zoom."""
     from matplotlib.collections import EllipseCollection
 
-    diameter = 0.92 * spot_pitch(xy)
+    diameter = 0.92 * spot_pitch(xy) if diameter is None else diameter
     size = np.full(len(xy), diameter)
     spots = EllipseCollection(
         size,

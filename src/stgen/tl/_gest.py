@@ -247,8 +247,8 @@ def gest_generate(
     ``var_names``, else to ``obsm[key_added]``, cells × genes, with the names of the genes in ``uns[key_added]["genes"]``;
     cells that were not generated are NaN. Beside it in ``obs``: ``"{key_added}_round"`` and ``"{key_added}_n_windows"``
     (NaN for cells that were not generated) and ``"{key_added}_isolated"``, for cells without a seen cell within reach,
-    which get the profile of the nearest. ``uns[key_added]`` holds ``params``, ``model``, ``quantization``,
-    ``seen_in_training`` and ``versions``. :func:`stgen.get.generated` gives a table.
+    which get the profile of the nearest. ``uns[key_added]`` holds ``params``, ``panel`` (genes that cells are normalised
+    over), ``model``, ``quantization``, ``seen_in_training`` and ``versions``. :func:`stgen.get.generated` gives a table.
 
     Raises
     ------
@@ -322,6 +322,7 @@ def gest_generate(
             "target_total": _target_total(adata, ready),
         },
         genes=names,
+        panel=[gene for gene in ready.fitted.genes if gene in adata.var_names],
         scale="normalized",
         n_generated=int(hidden.sum()),
         n_isolated=int(isolated.sum()),
