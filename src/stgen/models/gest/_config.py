@@ -13,9 +13,9 @@ _LEAST = {"width": 4, "n_layers": 1, "n_heads": 1, "ffn_ratio": 1, "n_components
 class GeSTConfig:
     """Architecture of :class:`stgen.models.GeST`."""
 
-    width: int = 64
+    width: int = 32
     """Width D of tokens."""
-    n_layers: int = 3
+    n_layers: int = 2
     """Transformer blocks."""
     n_heads: int = 4
     """Attention heads of a block."""
@@ -38,7 +38,7 @@ class GeSTConfig:
     """Side of the square window, in µm. By default it holds about 200 cells, or 50 spots of a coarse array."""
     max_cells: int = 512
     """Cells of a window at most, nearest to the centre first."""
-    order: float = 1.0
+    order: float = 8.0
     """Exponent of the distance from a corner in the weights by which a window's cells are put in order: 0 is random
     order, large values go from the far side to the corner."""
     use_place: bool = True

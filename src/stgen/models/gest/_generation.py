@@ -1,17 +1,64 @@
 """Unseen places, round after round: seen cells answer for the unseen ones around them, and these are then seen.
 
-Only indices and distributions pass here: which windows are asked for which places, and how answers are put together.
+Only places, indices and distributions pass here: which windows are asked for which places, how answers are put
+together, and what of the cells around a place the network did not explain.
+
+n seen cells, m places that are asked for, B windows, N cells of a window, Q places asked in a window, K meta cells.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+from scipy import sparse
 from scipy.spatial import cKDTree
 
+from stgen.data._grid import CellGrid
+
+TOKENS_AT_ONCE = 8192
+"""Cells in the windows of one batch when the model is applied."""
+N_AROUND, POWER = 300, 1.5
+"""Cells whose unexplained expression is averaged for a place, by distance to this power."""
 _TIED = 16
 """Cells more than asked for that are looked at, because cells of a lattice are equally far."""
+
+
+class Cells(NamedTuple):
+    """Where cells (or places) are."""
+
+    xy: np.ndarray
+    """µm, cells × 2."""
+    section: np.ndarray
+    """Codes of sections."""
+
+    def joined(self, other: Cells) -> Cells:
+        """These cells, then the others."""
+        return Cells(np.concatenate([self.xy, other.xy]), np.concatenate([self.section, other.section]))
+
+    def at(self, rows: np.ndarray) -> Cells:
+        """Some of the cells."""
+        return Cells(self.xy[rows], self.section[rows])
+
+
+class Windows(NamedTuple):
+    """Windows around seen cells, and what is asked in each."""
+
+    label: np.ndarray
+    """(B, N) meta cells; beyond ``size`` anything."""
+    size: np.ndarray
+    offset: np.ndarray
+    """(B, N, 2) µm from the centre."""
+    query: np.ndarray
+    """(B, Q, 2) µm from the centre."""
+    is_asked: np.ndarray
+    """(B, Q) whether a query is one; the others fill rows."""
+
+
+Ask = Callable[[Windows], np.ndarray]
+"""Distributions over meta cells of the queries that are asked, one row each."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +71,107 @@ class Filled:
     """(m,) the round that answered, from 1; 0 where no seen cell was within reach."""
     n_windows: np.ndarray
     """(m,) windows whose answers were averaged."""
+
+
+def fill(
+    seen: Cells,
+    label: np.ndarray,
+    asked: Cells,
+    ask: Ask,
+    *,
+    n_meta_cells: int,
+    window_um: float,
+    max_cells: int,
+    n_windows: int,
+    max_rounds: int,
+) -> Filled:
+    """Answer for places round after round; a place that is answered is seen as its likeliest meta cell."""
+    m = len(asked.xy)
+    out = Filled(np.zeros((m, n_meta_cells), np.float32), np.zeros(m, np.int64), np.zeros(m, np.int64))
+    todo = np.arange(m)
+    for number in range(1, max_rounds + 1):
+        place, centre = windows_of_round(*seen, *asked.at(todo), reach=window_um / 2, n_windows=n_windows)
+        if len(place) == 0:
+            break
+        grid = CellGrid(seen.xy, seen.section, window_um=window_um)
+        total, count = _answers(
+            seen, label, asked.xy[todo], place, centre, ask, grid, n_meta_cells, max_cells
+        )
+        done = np.flatnonzero(count)
+        new = todo[done]
+        out.probability[new] = total[done] / count[done, None]
+        out.round[new], out.n_windows[new] = number, count[done]
+        seen = seen.joined(asked.at(new))
+        label = np.concatenate([label, out.probability[new].argmax(axis=1)])
+        todo = np.delete(todo, done)
+        if len(todo) == 0:
+            break
+    if len(todo):  # nothing within reach: the nearest seen cell of the section, and it is said
+        out.probability[todo, label[nearest_seen(*seen, *asked.at(todo))]] = 1.0
+    return out
+
+
+def _answers(
+    seen: Cells,
+    label: np.ndarray,
+    xy: np.ndarray,
+    place: np.ndarray,
+    centre: np.ndarray,
+    ask: Ask,
+    grid: CellGrid,
+    n_meta_cells: int,
+    max_cells: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sums of distributions over the windows that answer for each place, and how many those are."""
+    total = np.zeros((len(xy), n_meta_cells), np.float32)
+    count = np.zeros(len(xy), np.int64)
+    order = np.argsort(centre, kind="stable")
+    place, centre = place[order], centre[order]
+    centres, first, n_asked = np.unique(centre, return_index=True, return_counts=True)
+    usual = grid.count(seen.xy[centres[:64]], seen.section[centres[:64]]).mean()
+    step = max(1, int(TOKENS_AT_ONCE / max(usual, 1.0)))
+    for start in range(0, len(centres), step):
+        chunk = slice(start, start + step)
+        around, n = seen.at(centres[chunk]), n_asked[chunk]
+        (row, size, _), offset = grid.windows_and_offsets(*around, max_cells=max_cells)
+        which = first[chunk][:, None] + np.minimum(np.arange(n.max()), n[:, None] - 1)
+        query = (xy[place[which]] - around.xy[:, None]).astype(np.float32)
+        is_asked = np.arange(n.max()) < n[:, None]
+        np.add.at(total, place[which][is_asked], ask(Windows(label[row], size, offset, query, is_asked)))
+        np.add.at(count, place[which][is_asked], 1)
+    return total, count
+
+
+def inverse_distance(
+    cells: Cells, places: Cells, *, own: np.ndarray | None = None, unit: float = 1.0
+) -> sparse.csr_matrix:
+    """Weights (places × cells) by which cells around a place are averaged, each row summing to 1.
+
+    ``own`` are the cells that the places are, which must not see themselves. Cells nearer than ``unit`` (µm) count as
+    that far.
+    """
+    rows, columns, weights = [], [], []
+    for code in np.unique(places.section):
+        here, there = np.flatnonzero(places.section == code), np.flatnonzero(cells.section == code)
+        if len(there) == 0:
+            continue
+        n = min(N_AROUND + (own is not None), len(there))
+        far, near = (
+            part.reshape(len(here), n) for part in cKDTree(cells.xy[there]).query(places.xy[here], k=n)
+        )
+        weight = np.maximum(far, unit) ** -POWER
+        if own is not None:
+            weight[there[near] == own[here][:, None]] = 0.0
+        weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
+        rows.append(np.repeat(here, n))
+        columns.append(there[near].ravel())
+        weights.append(weight.ravel())
+    shape = (len(places.xy), len(cells.xy))
+    if not rows:
+        return sparse.csr_matrix(shape)
+    return sparse.csr_matrix(
+        (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=shape
+    )
 
 
 def windows_of_round(

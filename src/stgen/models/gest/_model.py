@@ -15,13 +15,15 @@ from stgen import _keys
 from stgen.data._cells import CellTable
 from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
-from stgen.data._grid import CellGrid, check_window, default_window_um
+from stgen.data._grid import check_window, default_window_um
 from stgen.data._loaders import Table, name_keys
+from stgen.data._names import some
+from stgen.data._places import spot_pitch
 from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
 
 from ._config import GeSTConfig
-from ._generation import Filled, nearest_seen, windows_of_round
+from ._generation import TOKENS_AT_ONCE, Cells, Windows, fill, inverse_distance
 from ._network import GeSTNetwork
 
 if TYPE_CHECKING:
@@ -29,8 +31,8 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 4096
 """Cells whose expression is dense at once."""
-TOKENS_AT_ONCE = 8192
-"""Cells in the windows of one batch when the model is applied."""
+N_TRIED = 1000
+"""Seen cells that decide how much of what is unexplained is interpolated."""
 CORNER = 0
 """Corner that orders a window's cells when the model is applied."""
 
@@ -76,7 +78,7 @@ class GeST(STModel):
         ),
     }
     _training = TrainingOptions(
-        n_steps=600, min_epochs=1, batch_size=16, lr=1e-3, weight_decay=0.01, ema_decay=0.98, patience=5
+        n_steps=1500, min_epochs=1, batch_size=4, lr=1e-3, weight_decay=0.01, ema_decay=0.99, patience=5
     )
     _training_of_presets: ClassVar[Mapping[str, TrainingOptions]] = {
         "paper": TrainingOptions(n_steps=20_000, min_epochs=1, batch_size=32, lr=5e-4, weight_decay=0.01)
@@ -151,16 +153,21 @@ class GeST(STModel):
             gene_share=self.module.gene_share.cpu().numpy(),
         )
 
+    def _rows(self, adata: AnnData, rows: np.ndarray) -> Tensor:
+        """Log-normalised expression of some cells, all of the model's genes."""
+        return self._complete(self._expression(adata), torch.from_numpy(rows))
+
+    def _complete(self, table: ExpressionTable, rows: Tensor) -> Tensor:
+        x = table.batch(rows)["expression"].to(self.device)
+        return (
+            x if len(table.here) == len(self.genes) else self.module.filled(x, torch.from_numpy(table.here))
+        )
+
     def _blocks(self, adata: AnnData) -> Iterator[Tensor]:
-        """Log-normalised expression of all cells, all of the model's genes, in blocks of rows."""
+        """Log-normalised expression of all cells, in blocks of rows."""
         table = self._expression(adata)
         for rows in torch.arange(len(table)).split(ROWS_AT_ONCE):
-            x = table.batch(rows)["expression"].to(self.device)
-            yield (
-                x
-                if len(table.here) == len(self.genes)
-                else self.module.filled(x, torch.from_numpy(table.here))
-            )
+            yield self._complete(table, rows)
 
     @torch.no_grad()
     def _labels(self, adata: AnnData) -> np.ndarray:
@@ -226,31 +233,52 @@ class GeST(STModel):
         self._check_fitted("embed niches")
         adata = self._data(adata)
         out = np.empty((adata.n_obs, self.config.width), dtype=np.float32)
-        for rows, h in self._asked(adata, batch_size):
-            out[rows] = h.cpu().numpy()
+        for rows, h in self._asked(adata, batch_size=batch_size):
+            out[rows] = self.module.norm(h).cpu().numpy()
         return out
 
-    def _asked(self, adata: AnnData, batch_size: int | None) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Hidden states (B, D) of cells' own places, given all cells around them, windows of a size together."""
-        self._check_inputs(adata)
-        table = self._table(adata, targets=False)
-        module, device = self.module, self.device
+    def _asked(
+        self,
+        adata: AnnData,
+        rows: np.ndarray | None = None,
+        *,
+        batch_size: int | None = None,
+        itself: bool = True,
+    ) -> Iterator[tuple[np.ndarray, Tensor]]:
+        """Hidden states (B, D) of cells' own places, given the cells around them, windows of a size together.
+
+        ``itself`` says whether a cell is among the cells around its place.
+        """
+        table, module, device = self._table(adata, targets=False), self.module, self.device
         looks = module.table()
-        sizes = table.sizes(torch.arange(len(table)))
-        order = sizes.argsort(stable=True)
+        asked = torch.arange(len(table)) if rows is None else torch.from_numpy(rows)
+        sizes = table.sizes(asked)
+        by_size = sizes.argsort(stable=True)
         start = 0
-        while start < len(order):
-            n = batch_size or max(1, TOKENS_AT_ONCE // max(1, int(sizes[order[start]])))
-            rows = order[start : start + n]
-            start += n
-            batch = {name: tensor.to(device) for name, tensor in table.batch(rows).items()}
-            place = module.places(batch["offset"])
-            tokens = looks[batch["cell"].clamp(min=0)]
-            query = torch.zeros(len(rows), 1, 2, device=device)
+        while start < len(by_size):
+            chunk = by_size[
+                start : start + (batch_size or max(1, TOKENS_AT_ONCE // int(sizes[by_size[start]])))
+            ]
+            start += len(chunk)
+            batch = {name: tensor.to(device) for name, tensor in table.batch(asked[chunk]).items()}
+            cell, offset, size = batch["cell"], batch["offset"], batch["size"]
+            if not itself:
+                # the cell goes to the end, where padding is
+                last = (batch["member"] == batch["index"][:, None]).long().argsort(dim=1, stable=True)
+                cell = cell.gather(1, last)
+                offset = offset.gather(1, last[..., None].expand(-1, -1, 2))
+                size = size - 1
+            query = torch.zeros(len(chunk), 1, 2, device=device)
+            tokens = looks[cell.clamp(min=0)]
             yield (
-                rows.numpy(),
-                module.norm(module.ask(tokens, place, batch["size"], query, corner=CORNER))[:, 0],
+                asked[chunk].numpy(),
+                module.ask(tokens, module.places(offset), size, query, corner=CORNER)[:, 0],
             )
+
+    def _left_out(self, adata: AnnData, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Distribution over meta cells of some cells, each from the others around it."""
+        for some_rows, h in self._asked(adata, rows, itself=False):
+            yield some_rows, self.module.probabilities(h).cpu().numpy()
 
     # -------------------------------------------------------------------------------------------------- unseen cells
 
@@ -259,8 +287,11 @@ class GeST(STModel):
         self,
         adata: AnnData | None = None,
         *,
-        mask: Sequence[bool] | np.ndarray | str,
+        mask: Sequence[bool] | np.ndarray | str | None = None,
+        places: np.ndarray | None = None,
+        sections: Sequence[Any] | str | None = None,
         n_windows: int = 8,
+        interpolate: bool = True,
         max_rounds: int = 100,
     ) -> AnnData:
         """Expression of cells from the cells around them; what ``adata`` holds of them is not looked at.
@@ -268,19 +299,27 @@ class GeST(STModel):
         Parameters
         ----------
         adata
-            Cells, those to generate included. ``None`` takes the model's data.
+            Cells to see, and with ``mask`` also those to generate. ``None`` takes the model's data.
         mask
             Which cells to generate: a mask over the cells, or the name of a boolean column of ``obs``.
+        places
+            Instead of a mask: new places, µm, places × 2.
+        sections
+            Section of each of the new places, or the one of all; needed where there are several.
         n_windows
             Windows whose answers are averaged for a cell: those of its nearest seen cells.
+        interpolate
+            Add what the network leaves unexplained in seen cells, averaged by inverse distance and as far as that
+            helps seen cells that are left out: what a vocabulary cannot say, and what is particular to a region.
         max_rounds
             Rounds at most.
 
         Returns
         -------
-        AnnData of the generated cells in the order of ``adata``. ``X`` is expected expression, log-normalised; the layer
-        ``"picked"`` is the profile of the likeliest meta cell. ``obs`` has ``round`` (0: no cell within reach, the answer
-        is that of the nearest cell), ``n_windows``, ``isolated`` and ``meta_cell``.
+        AnnData of the generated cells in the order that was asked. ``X`` is expected expression, log-normalised; the
+        layer ``"picked"`` is the profile of the likeliest meta cell. ``obs`` has ``round`` (0: no cell within reach,
+        the answer is that of the nearest cell), ``n_windows``, ``isolated`` and ``meta_cell``; ``uns["interpolated"]``
+        the share of unexplained expression that was added.
         """
         from anndata import AnnData as Table
 
@@ -289,36 +328,44 @@ class GeST(STModel):
             if number < 1:
                 raise ValueError(f"`{name}` must be at least 1; got {number!r}.")
         adata = self._data(adata)
-        hidden = self._mask(adata, mask)
+        if (mask is None) == (places is None):
+            raise ValueError("Say which cells to generate with `mask`, or give new `places`, and not both.")
         self._check_inputs(adata)
-        xy, section = self._places(adata)
-        seen = adata[~hidden]
-        filled = self._fill(
-            xy[~hidden],
-            section[~hidden],
-            self._labels(seen),
-            xy[hidden],
-            section[hidden],
-            n_windows,
-            max_rounds,
+        cells = Cells(*self._places(adata))
+        place = self._field(CoordinatesField)
+        if mask is not None:
+            hidden = self._mask(adata, mask)
+            adata, obs = adata[~hidden], pd.DataFrame(index=adata.obs_names[hidden])
+            asked, seen = cells.at(hidden), cells.at(~hidden)
+        else:
+            asked, obs = self._new_places(adata, cells, places, sections)
+            seen = cells
+        filled = fill(
+            seen,
+            self._labels(adata),
+            asked,
+            self._ask,
+            n_meta_cells=len(self.module.words.profiles),
+            window_um=float(self.module.window_um),
+            max_cells=self.config.max_cells,
+            n_windows=n_windows,
+            max_rounds=max_rounds,
         )
         profiles = self.module.words.profiles.cpu().numpy()
-        best = filled.probability.argmax(axis=1)
+        best, x, share = filled.probability.argmax(axis=1), filled.probability @ profiles, 0.0
+        if interpolate:
+            share, unexplained = self._unexplained(adata, seen, asked)
+            # expression is not negative
+            x = np.maximum(x + share * unexplained, 0.0).astype(np.float32)
+        facts = {"round": filled.round, "n_windows": filled.n_windows, "isolated": filled.round == 0}
         made = Table(
-            X=filled.probability @ profiles,
-            obs=pd.DataFrame(
-                {
-                    "round": filled.round,
-                    "n_windows": filled.n_windows,
-                    "isolated": filled.round == 0,
-                    "meta_cell": best,
-                },
-                index=adata.obs_names[hidden],
-            ),
+            X=x,
+            obs=obs.assign(**facts, meta_cell=best),
             var=pd.DataFrame(index=self.genes),
             layers={"picked": profiles[best]},
+            uns={"interpolated": share},
         )
-        made.obsm[self._field(CoordinatesField).key] = xy[hidden]
+        made.obsm[place.key] = asked.xy
         return made
 
     def _mask(self, adata: AnnData, mask: Any) -> np.ndarray:
@@ -337,84 +384,68 @@ class GeST(STModel):
             )
         return mask
 
-    def _fill(
-        self,
-        seen_xy: np.ndarray,
-        seen_section: np.ndarray,
-        labels: np.ndarray,
-        xy: np.ndarray,
-        section: np.ndarray,
-        n_windows: int,
-        max_rounds: int,
-    ) -> Filled:
-        """Answer for places round after round; a place that is answered is seen as its likeliest meta cell."""
-        m, k = len(xy), len(self.module.words.profiles)
-        out = Filled(np.zeros((m, k), np.float32), np.zeros(m, np.int64), np.zeros(m, np.int64))
-        todo = np.arange(m)
-        reach = float(self.module.window_um) / 2
-        for number in range(1, max_rounds + 1):
-            place, centre = windows_of_round(
-                seen_xy, seen_section, xy[todo], section[todo], reach=reach, n_windows=n_windows
+    def _new_places(
+        self, adata: AnnData, cells: Cells, places: Any, sections: Any
+    ) -> tuple[Cells, pd.DataFrame]:
+        """Places that no cell has yet, in the sections of the data, and their table of observations."""
+        xy = np.asarray(places, dtype=np.float64)
+        if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
+            raise ValueError(f"`places` must be finite coordinates in µm, places × 2; got shape {xy.shape}.")
+        obs = pd.DataFrame(index=[f"place_{i}" for i in range(len(xy))])
+        key = self._field(CoordinatesField).library_key
+        if key is None or key not in adata.obs:
+            return Cells(xy, np.zeros(len(xy), dtype=np.int64)), obs
+        names = adata.obs[key].astype(str).to_numpy()
+        code = dict(zip(names, cells.section, strict=True))
+        if sections is None and len(code) > 1:
+            raise ValueError(
+                f"`sections` must name the section of the places; there are {len(code)}: {some(sorted(code))}."
             )
-            if len(place) == 0:
-                break
-            total, count = self._averaged(seen_xy, seen_section, labels, xy[todo], place, centre)
-            done = np.flatnonzero(count)
-            out.probability[todo[done]] = total[done] / count[done, None]
-            out.round[todo[done]], out.n_windows[todo[done]] = number, count[done]
-            new = todo[done]
-            seen_xy = np.concatenate([seen_xy, xy[new]])
-            seen_section = np.concatenate([seen_section, section[new]])
-            labels = np.concatenate([labels, out.probability[new].argmax(axis=1)])
-            todo = np.delete(todo, done)
-            if len(todo) == 0:
-                break
-        if len(todo):  # nothing within reach: the nearest seen cell of the section, and it is said
-            nearest = nearest_seen(seen_xy, seen_section, xy[todo], section[todo])
-            out.probability[todo, labels[nearest]] = 1.0
-        return out
+        asked = next(iter(code)) if sections is None else sections
+        listed = np.full(len(xy), asked, dtype=object) if isinstance(asked, str) else np.asarray(asked)
+        strange = [name for name in pd.unique(listed.astype(str)) if name not in code]
+        if strange or len(listed) != len(xy):
+            raise ValueError(
+                f"`sections` must name, for each of {len(xy)} places, one of {some(sorted(code))}; got {len(listed)} "
+                f"names{', such as ' + some(strange) if strange else ''}."
+            )
+        obs[key] = listed.astype(str)
+        return Cells(xy, np.array([code[name] for name in listed.astype(str)])), obs
 
-    def _averaged(
-        self,
-        seen_xy: np.ndarray,
-        seen_section: np.ndarray,
-        labels: np.ndarray,
-        xy: np.ndarray,
-        place: np.ndarray,
-        centre: np.ndarray,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Sums of distributions over the windows that answer for each place, and how many those are."""
+    def _ask(self, windows: Windows) -> np.ndarray:
+        """Distributions over meta cells of what is asked in each window."""
         module, device = self.module, self.device
-        looks = module.table()
-        grid = CellGrid(seen_xy, seen_section, window_um=float(module.window_um))
-        total = np.zeros((len(xy), len(module.words.profiles)), np.float32)
-        count = np.zeros(len(xy), np.int64)
-        order = np.argsort(centre, kind="stable")
-        place, centre = place[order], centre[order]
-        centres, first, n_asked = np.unique(centre, return_index=True, return_counts=True)
-        size_hint = max(1, int(grid.count(seen_xy[centres[:64]], seen_section[centres[:64]], None).mean()))
-        step = max(1, TOKENS_AT_ONCE // size_hint)
-        for start in range(0, len(centres), step):
-            chunk = slice(start, start + step)
-            of, n = centres[chunk], n_asked[chunk]
-            index, size, _ = grid.windows(
-                seen_xy[of], seen_section[of], None, max_cells=self.config.max_cells
-            )
-            asked = first[chunk][:, None] + np.minimum(np.arange(n.max()), n[:, None] - 1)
-            query = (xy[place[asked]] - seen_xy[of][:, None]).astype(np.float32)
-            offset = (seen_xy[index] - seen_xy[of][:, None]).astype(np.float32)
-            h = module.ask(
-                looks[torch.from_numpy(labels[index]).to(device)],
-                module.places(torch.from_numpy(offset).to(device)),
-                torch.from_numpy(size).to(device),
-                module.places(torch.from_numpy(query).to(device)),
-                corner=CORNER,
-            )
-            real = np.arange(n.max()) < n[:, None]
-            p = module.probabilities(h[torch.from_numpy(real).to(device)]).cpu().numpy()
-            np.add.at(total, place[asked][real], p)
-            np.add.at(count, place[asked][real], 1)
-        return total, count
+        label, size, offset, query, is_asked = (torch.from_numpy(part).to(device) for part in windows)
+        h = module.ask(
+            module.table()[label.long()], module.places(offset), size, module.places(query), corner=CORNER
+        )
+        return module.probabilities(h[is_asked]).cpu().numpy()
+
+    def _unexplained(self, adata: AnnData, seen: Cells, asked: Cells) -> tuple[float, np.ndarray]:
+        """What seen cells express beyond what their windows say, averaged around places (m, T); and how much of it to add.
+
+        The share is the least-squares weight of that average in explaining seen cells that are left out of it.
+        """
+        pitch = spot_pitch(*seen) or 1.0
+        weight = inverse_distance(seen, asked, unit=pitch)
+        near = np.unique(weight.indices)
+        tried = near[:: max(1, len(near) // N_TRIED)]
+        trial = inverse_distance(seen.at(near), seen.at(tried), own=np.searchsorted(near, tried), unit=pitch)
+        weight = weight[:, near]
+        average = np.zeros((weight.shape[0], len(self.genes)), dtype=np.float32)
+        around, own = np.zeros((len(tried), len(self.genes))), np.zeros((len(tried), len(self.genes)))
+        profiles = self.module.words.profiles.cpu().numpy()
+        for rows, p in self._left_out(adata, near):
+            rest = self._rows(adata, rows).cpu().numpy() - p @ profiles
+            at = np.searchsorted(near, rows)
+            average += weight[:, at] @ rest
+            around += trial[:, at] @ rest
+            order = np.argsort(rows)
+            found = order[np.searchsorted(rows[order], tried).clip(max=len(rows) - 1)]
+            mine = rows[found] == tried
+            own[mine] = rest[found[mine]]
+        share = float(np.clip((around * own).sum() / max((around**2).sum(), 1e-12), 0, 1))
+        return share, average
 
     # ------------------------------------------------------------------------------------------------------ the rest
 
