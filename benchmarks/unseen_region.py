@@ -50,7 +50,7 @@ N_TOP = 50
 MODEL = "GeST"
 READ_OUTS = {"weighted": "GeST (weighted)", "picked": "GeST (picked)"}
 CEILING = "nearest meta cell"
-"""The truth itself, replaced by its meta cell: what no answer in meta cells can exceed when it picks one."""
+"""The truth itself, replaced by its meta cell: about the best that an answer can be which picks one."""
 ALL_SEEN = "kNN, nothing hidden"
 N_BOOT = 2000
 LEVEL = 0.95
