@@ -476,7 +476,11 @@ def missing_section(adata):
 
 
 EITHER = [
-    (spatial(nan_place), ValueError, "1 of (80|79) spots have NaN or infinite coordinates, such as s3_cell00004"),
+    (
+        spatial(nan_place),
+        ValueError,
+        "1 of (80|79) spots have NaN or infinite coordinates, such as s3_cell00004",
+    ),
     (spatial(same_place), ValueError, "most spots lie exactly on another spot"),
     (spatial(pixels), ValueError, "must be in µm; .* these look like pixels"),
     (undeclared_pixels, ValueError, "must be in µm; uns.* says one unit is 0.2 µm"),
@@ -529,13 +533,13 @@ def test_too_small_an_overlap_of_panels_is_refused_before_training(
 
 def test_negative_logs_are_refused(new):
     scaled(new)
-    with pytest.raises(ValueError, match="not negative; .* looks scaled or centred"):
+    with pytest.raises(ValueError, match=r"not negative; .* looks scaled or centred"):
         stg.tl.gest_niche_embed(new, expression="log", **FAST)
 
 
 def test_raw_counts_called_logs_are_refused(new):
     new.X = new.X.toarray() * 10
-    with pytest.raises(ValueError, match="no logarithm of a count reaches. Run `sc.pp.log1p`"):
+    with pytest.raises(ValueError, match=r"no logarithm of a count reaches\. Run `sc.pp.log1p`"):
         stg.tl.gest_niche_embed(new, expression="log", **FAST)
 
 
@@ -580,7 +584,9 @@ def test_an_isolated_cell_has_a_niche(model, new):
 
 
 def test_a_window_that_holds_one_cell_is_refused(new):
-    with pytest.raises(ValueError, match="must hold several cells; the typical one holds 1.*Are coordinates"):
+    with pytest.raises(
+        ValueError, match=r"must hold several cells; the typical one holds 1.*Are coordinates"
+    ):
         stg.tl.gest_niche_embed(new, model_kwargs={**TINY, "window_um": 2.0}, train_kwargs=SHORT)
 
 
@@ -632,7 +638,7 @@ def test_a_call_that_makes_no_sense_is_refused(how, kind, message, new):
 def test_a_readout_or_gene_that_does_not_exist_is_refused(model, new):
     with pytest.raises(ValueError, match="`readout` must be one of 'weighted', 'picked'; got 'mean'"):
         stg.tl.gest_generate(new, mask=hole(new), model=model, readout="mean")
-    with pytest.raises(ValueError, match="must be among the 12 of the model, .* 1 of 2 are not: EPCAM"):
+    with pytest.raises(ValueError, match=r"must be among the 12 of the model, .* 1 of 2 are not: EPCAM"):
         stg.tl.gest_generate(new, mask=hole(new), model=model, genes=["gene_003", "EPCAM"])
     with pytest.raises(ValueError, match="`genes` are for training"):
         stg.tl.gest_niche_embed(new, model=model, genes=["gene_003"])

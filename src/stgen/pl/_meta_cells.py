@@ -68,9 +68,10 @@ def meta_cells(
         )
     xy = np.asarray(adata.obsm[basis])[:, :2].astype(np.float64)
     label = adata.obs[_keys.meta_cell_key(key)].to_numpy()
-    there = np.flatnonzero(words.obs["n_cells"].to_numpy() > 0)
+    n_cells = pd.DataFrame(words.obs)["n_cells"].to_numpy()
+    there = np.flatnonzero(n_cells > 0)
+    n_cells = n_cells[there]
     middle = pd.DataFrame(xy).groupby(label).median().loc[there].to_numpy()
-    n_cells = words.obs["n_cells"].to_numpy()[there]
 
     ax = one_axes(ax, 5.4, 4.6)
     faint: dict[str, Any] = {

@@ -128,7 +128,7 @@ def _values(adata: AnnData, color: str, layer: str | None) -> pd.Series:
         return pd.Series(values, index=adata.obs_names)
     raise KeyError(
         f"{color!r} is neither a column of `obs` nor a gene; obs has {list(adata.obs.columns)}. Cluster the niche "
-        'embedding (`sc.pp.neighbors(adata, use_rep="X_gest")`, `sc.tl.leiden(adata)`) or run `stg.tl.gest_annotate`.'
+        "embedding (`sc.pp.neighbors` with `use_rep=`, `sc.tl.leiden`) or run `stg.tl.gest_annotate`."
     )
 
 

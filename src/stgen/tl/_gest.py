@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 NICHES, GENERATION = "a niche embedding", "a generation"
 READOUTS = ("weighted", "picked")
+OUTCOMES = ("round", "n_windows", "isolated")
 
 
 # --------------------------------------------------------------------------------------------------------------- niches
@@ -306,9 +307,10 @@ def gest_generate(
     _warn_of_known_cells(known, int(hidden.sum()))
 
     made = ready.reader.generate(adata, mask=hidden, n_windows=n_windows, max_rounds=max_rounds)
-    isolated = np.asarray(made.obs["isolated"], dtype=bool)
+    outcome = {name: np.asarray(made.obs[name]) for name in OUTCOMES}
+    isolated = outcome["isolated"].astype(bool)
     _warn_of_isolated(adata.obs_names[hidden][isolated], int(hidden.sum()))
-    made_values = np.asarray(made.X if readout == "weighted" else made.layers["picked"], dtype=np.float32)
+    made_values = np.asarray(made.X if readout == "weighted" else made.layers[readout], dtype=np.float32)
     record = gest_record(
         ready,
         GENERATION,
@@ -336,9 +338,8 @@ def gest_generate(
     (adata.layers if in_layers else adata.obsm)[key_added] = _spread(
         made_values[:, columns_of_model], hidden, np.float32
     )
-    for column, name in zip(columns, ("round", "n_windows"), strict=False):
-        adata.obs[column] = _spread(made.obs[name].to_numpy(), hidden, np.float64)
-    adata.obs[_keys.isolated_key(key_added)] = _spread(isolated, hidden, bool)
+    for column, name in zip(columns, OUTCOMES, strict=True):
+        adata.obs[column] = _spread(outcome[name], hidden, bool if name == "isolated" else np.float64)
     adata.uns[key_added] = record
     return adata if copy else None
 
