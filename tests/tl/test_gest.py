@@ -679,3 +679,65 @@ def test_a_failed_training_changes_nothing(train, new, monkeypatch):
         stg.tl.gest_niche_embed(new, train_on=train, **FAST)
     assert not unchanged(before, new)
     assert not unchanged(before_train, train)
+
+
+# new places --------------------------------------------------------------------------------------------------
+
+
+def test_new_places_become_an_anndata_and_nothing_else_changes(model, new):
+    before = new.copy()
+    xy = new.obsm[_keys.SPATIAL][:5] + 3.0
+    made = stg.tl.gest_generate(new, places=xy, model=model)
+    assert not unchanged(before, new)
+    assert made.shape == (5, 12)
+    np.testing.assert_array_equal(made.X, model.generate(before, places=xy).X)
+    np.testing.assert_array_equal(made.obsm[_keys.SPATIAL], xy)
+    assert set(made.obs[_keys.LIBRARY]) == {"s3"}
+    assert (made.obs["gest_round"] == 1).all()
+    assert made.uns["gest"]["n_generated"] == 5
+    assert "gest" not in new.uns
+
+
+def test_new_places_are_in_the_section_that_is_named(model, tissue, tmp_path):
+    adata = section(tissue, "s2", "s3")
+    xy = adata.obsm[_keys.SPATIAL][:3] + 3.0
+    made = stg.tl.gest_generate(adata, places=xy, sections=["s2", "s3", "s2"], model=model, genes="gene_005")
+    assert list(made.obs[_keys.LIBRARY]) == ["s2", "s3", "s2"]
+    assert list(made.var_names) == ["gene_005"]
+    made.write_h5ad(tmp_path / "made.h5ad")
+    with pytest.raises(
+        ValueError, match=r"`sections` must name the section of the places; there are 2: s2, s3"
+    ):
+        stg.tl.gest_generate(adata, places=xy, model=model)
+    with pytest.raises(ValueError, match="one of s2, s3; got 3 names, such as s9"):
+        stg.tl.gest_generate(adata, places=xy, sections="s9", model=model)
+
+
+def test_places_far_from_any_cell_are_generated_and_flagged(model, new):
+    with pytest.warns(UserWarning, match="1 of the 2 cells to generate have no seen cell within reach"):
+        made = stg.tl.gest_generate(new, places=[new.obsm[_keys.SPATIAL][0] + 1, [9e4, 9e4]], model=model)
+    assert list(made.obs["gest_isolated"]) == [False, True]
+    assert np.isfinite(made.X).all()
+
+
+@pytest.mark.parametrize(
+    "places", [[[0.0, np.nan]], [1.0, 2.0], np.zeros((0, 2))], ids=["nan", "flat", "none"]
+)
+def test_places_that_are_none_are_refused(places, model, new):
+    with pytest.raises(ValueError, match="`places` must be finite coordinates in µm, places × 2"):
+        stg.tl.gest_generate(new, places=places, model=model)
+
+
+def test_a_mask_or_places_are_needed_and_not_both(model, new):
+    for which in ({}, {"mask": hole(new), "places": np.zeros((1, 2))}):
+        with pytest.raises(ValueError, match="with `mask`, or give new `places`, and not both"):
+            stg.tl.gest_generate(new, model=model, **which)
+
+
+def test_without_interpolation_the_network_speaks_alone(model, new):
+    mask = hole(new)
+    stg.tl.gest_generate(new, mask=mask, model=model, interpolate=False)
+    np.testing.assert_array_equal(
+        new.layers["gest"][mask], model.generate(new, mask=mask, interpolate=False).X
+    )
+    assert new.uns["gest"]["interpolated"] == 0

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 NICHES, GENERATION = "a niche embedding", "a generation"
 READOUTS = ("weighted", "picked")
-OUTCOMES = ("round", "n_windows", "isolated")
 
 
 # --------------------------------------------------------------------------------------------------------------- niches
@@ -172,7 +171,9 @@ def gest_niche_embed(
 def gest_generate(
     adata: AnnData,
     *,
-    mask: Sequence[bool] | np.ndarray | str,
+    mask: Sequence[bool] | np.ndarray | str | None = None,
+    places: np.ndarray | None = None,
+    sections: Sequence[str] | str | None = None,
     model: GeST | str | Path | None = None,
     train_on: AnnData | Sequence[AnnData] | Mapping[str, AnnData] | None = None,
     save: str | Path | None = None,
@@ -187,6 +188,7 @@ def gest_generate(
     train_kwargs: Mapping[str, Any] | None = None,
     readout: str = "weighted",
     n_windows: int = 8,
+    interpolate: bool = True,
     max_rounds: int = 100,
     random_state: int = 0,
     key_added: str = _keys.GEST,
@@ -195,14 +197,18 @@ def gest_generate(
     """Generate the expression of cells from the cells around them, with :class:`stgen.models.GeST`.
 
     Of the cells to generate only places are used. Without ``model`` and ``train_on`` a model is trained on the other
-    cells of ``adata``.
+    cells of ``adata``. Cells of a ``mask`` are written into ``adata``; cells at new ``places`` are an AnnData of their own.
 
     Parameters
     ----------
     adata
-        Cells, those to generate included.
+        Cells to see, and with ``mask`` also those to generate.
     mask
         Which cells to generate: a mask over the cells, or the name of a boolean column of ``obs``.
+    places
+        Instead of a mask: new places, µm, places × 2.
+    sections
+        Section of each of the new places, or the one of all; needed where ``adata`` has several.
     model
         %(gest_model)s
     train_on
@@ -233,6 +239,9 @@ def gest_generate(
         profile of the likeliest meta cell, which is not smoothed and further from the truth on average.
     n_windows
         Windows whose answers are averaged for a cell: those of its nearest seen cells.
+    interpolate
+        Add what the network leaves unexplained in seen cells nearby, as far as that helps seen cells that are left out.
+        Only for ``readout="weighted"``.
     max_rounds
         Rounds at most. A round generates what is within reach of seen cells, and these are seen in the next.
     random_state
@@ -244,17 +253,21 @@ def gest_generate(
 
     Returns
     -------
-    ``None``, or the copy. Writes log-normalised expression to ``layers[key_added]`` if the genes are exactly
+    With ``mask``: ``None``, or the copy. Writes log-normalised expression to ``layers[key_added]`` if the genes are exactly
     ``var_names``, else to ``obsm[key_added]``, cells × genes, with the names of the genes in ``uns[key_added]["genes"]``;
     cells that were not generated are NaN. Beside it in ``obs``: ``"{key_added}_round"`` and ``"{key_added}_n_windows"``
     (NaN for cells that were not generated) and ``"{key_added}_isolated"``, for cells without a seen cell within reach,
     which get the profile of the nearest. ``uns[key_added]`` holds ``params``, ``panel`` (genes that cells are normalised
-    over), ``model``, ``quantization``, ``seen_in_training`` and ``versions``. :func:`stgen.get.generated` gives a table.
+    over), ``interpolated`` (the share of what was unexplained that was added), ``model``, ``quantization``,
+    ``seen_in_training`` and ``versions``. :func:`stgen.get.generated` gives a table.
+
+    With ``places``: an AnnData, places × genes, with the same in ``X``, ``obs`` and ``uns``, the places in
+    ``obsm[spatial_key]`` and their sections in ``obs``. ``adata`` stays as it is.
 
     Raises
     ------
     ValueError
-        If the mask names no cell or all of them, inputs are not like those the model was fitted on, or the result would
+        If the mask names no cell or all of them, places are not finite or in no section of ``adata``, inputs are not like those the model was fitted on, or the result would
         replace something that is not a generation.
 
     Warns
@@ -280,10 +293,12 @@ def gest_generate(
     check_key(key_added)
     if readout not in READOUTS:
         raise ValueError(f"`readout` must be one of {', '.join(map(repr, READOUTS))}; got {readout!r}.")
-    check_replaceable(adata, key_added, METHOD, task=GENERATION)
-    columns = [name(key_added) for name in (_keys.round_key, _keys.n_windows_key, _keys.isolated_key)]
-    for column in columns:
-        check_replaceable(adata, column, METHOD, task=GENERATION, slots=("obs",), owner=key_added)
+    if (mask is None) == (places is None):
+        raise ValueError("Say which cells to generate with `mask`, or give new `places`, and not both.")
+    if mask is not None:
+        check_replaceable(adata, key_added, METHOD, task=GENERATION)
+        for column in _outcome_keys(key_added).values():
+            check_replaceable(adata, column, METHOD, task=GENERATION, slots=("obs",), owner=key_added)
     source = Source(
         model=model,
         train_on=train_on,
@@ -300,17 +315,22 @@ def gest_generate(
         random_state=random_state,
     )
     source.check()
-    hidden = cells_to_generate(adata, mask)
+    hidden = np.zeros(adata.n_obs, dtype=bool) if mask is None else cells_to_generate(adata, mask)
     ready = ready_model(adata, source, "generate", hidden=hidden)
-    names, columns_of_model = _genes_to_write(adata, ready, genes)
+    names = _genes_to_write(adata, ready, genes)
     known = seen(adata, ready, hidden)
     _warn_of_known_cells(known, int(hidden.sum()))
 
-    made = ready.reader.generate(adata, mask=hidden, n_windows=n_windows, max_rounds=max_rounds)
-    outcome = {name: np.asarray(made.obs[name]) for name in OUTCOMES}
-    isolated = outcome["isolated"].astype(bool)
-    _warn_of_isolated(adata.obs_names[hidden][isolated], int(hidden.sum()))
-    made_values = np.asarray(made.X if readout == "weighted" else made.layers[readout], dtype=np.float32)
+    which = {"mask": hidden} if places is None else {"places": places, "sections": sections}
+    interpolate = interpolate and readout == "weighted"
+    made = ready.reader.generate(
+        adata, **which, n_windows=n_windows, interpolate=interpolate, max_rounds=max_rounds
+    )
+    outcome = {column: np.asarray(made.obs[name]) for name, column in _outcome_keys(key_added).items()}
+    isolated = outcome[_keys.isolated_key(key_added)]
+    _warn_of_isolated(made.obs_names[isolated], made.n_obs)
+    values = np.asarray(made.X if readout == "weighted" else made.layers[readout], dtype=np.float32)
+    values = values[:, made.var_names.get_indexer(names)]
     record = gest_record(
         ready,
         GENERATION,
@@ -319,6 +339,7 @@ def gest_generate(
             "mask": mask if isinstance(mask, str) else None,
             "readout": readout,
             "n_windows": int(n_windows),
+            "interpolate": bool(interpolate),
             "max_rounds": int(max_rounds),
             "random_state": int(random_state),
             "target_total": _target_total(adata, ready),
@@ -326,22 +347,69 @@ def gest_generate(
         genes=names,
         panel=[gene for gene in ready.fitted.genes if gene in adata.var_names],
         scale="normalized",
-        n_generated=int(hidden.sum()),
+        interpolated=float(made.uns[_keys.INTERPOLATED]),
+        n_generated=made.n_obs,
         n_isolated=int(isolated.sum()),
         quantization=quantization(adata[~hidden], ready.reader),
     )
+    if places is not None:
+        return _as_anndata(made, values, names, outcome, record, key_added)
     adata = editable(adata, copy=copy)
-    for slot in (adata.layers, adata.obsm):
-        if key_added in slot:
-            del slot[key_added]
-    in_layers = names == list(adata.var_names)
-    (adata.layers if in_layers else adata.obsm)[key_added] = _spread(
-        made_values[:, columns_of_model], hidden, np.float32
-    )
-    for column, name in zip(columns, OUTCOMES, strict=True):
-        adata.obs[column] = _spread(outcome[name], hidden, bool if name == "isolated" else np.float64)
-    adata.uns[key_added] = record
+    _write_generated(adata, values, names, outcome, record, key_added, hidden)
     return adata if copy else None
+
+
+def _outcome_keys(key: str) -> dict[str, str]:
+    """How generation went: names in what the model returns, and columns of ``obs`` that tell the user."""
+    return {
+        "round": _keys.round_key(key),
+        "n_windows": _keys.n_windows_key(key),
+        "isolated": _keys.isolated_key(key),
+    }
+
+
+def _write_generated(
+    adata: AnnData,
+    values: np.ndarray,
+    names: list[str],
+    outcome: Mapping[str, np.ndarray],
+    record: dict[str, Any],
+    key: str,
+    hidden: np.ndarray,
+) -> None:
+    """Results where they belong; an earlier result under the same key may lie in the other slot."""
+    for slot in (adata.layers, adata.obsm):
+        if key in slot:
+            del slot[key]
+    in_layers = names == list(adata.var_names)
+    (adata.layers if in_layers else adata.obsm)[key] = _spread(values, hidden)
+    for column, one in outcome.items():
+        adata.obs[column] = _spread(one, hidden)
+    adata.uns[key] = record
+
+
+def _as_anndata(
+    made: AnnData,
+    values: np.ndarray,
+    names: list[str],
+    outcome: Mapping[str, np.ndarray],
+    record: dict[str, Any],
+    key: str,
+) -> AnnData:
+    """Cells at new places as an object of their own."""
+    import pandas as pd
+    from anndata import AnnData as Table
+
+    place = record["params"]
+    library = [name for name in (place.get("library_key"),) if name in made.obs]
+    new = Table(
+        X=values,
+        obs=made.obs[library].assign(**outcome),
+        var=pd.DataFrame(index=names),
+        obsm={place["spatial_key"]: made.obsm[place["spatial_key"]]},
+    )
+    new.uns[key] = record
+    return new
 
 
 def cells_to_generate(adata: AnnData, mask: Any) -> np.ndarray:
@@ -362,10 +430,8 @@ def cells_to_generate(adata: AnnData, mask: Any) -> np.ndarray:
     return hidden
 
 
-def _genes_to_write(
-    adata: AnnData, ready: Ready, genes: Sequence[str] | None
-) -> tuple[list[str], np.ndarray]:
-    """Names of the genes that are written, and where they are among the model's."""
+def _genes_to_write(adata: AnnData, ready: Ready, genes: Sequence[str] | None) -> list[str]:
+    """Names of the genes that are written, in the order of ``var_names`` where those are the same."""
     import pandas as pd
 
     known = pd.Index(ready.fitted.genes)
@@ -382,7 +448,7 @@ def _genes_to_write(
             )
     if len(names) == adata.n_vars and set(names) == set(adata.var_names):
         names = adata.var_names
-    return list(names), known.get_indexer(names)
+    return list(names)
 
 
 def _target_total(adata: AnnData, ready: Ready) -> float | None:
@@ -399,10 +465,10 @@ def _target_total(adata: AnnData, ready: Ready) -> float | None:
     return float(module.target_total) * share
 
 
-def _spread(values: np.ndarray, hidden: np.ndarray, dtype: Any) -> np.ndarray:
-    """Values of the generated cells among all cells; nothing (NaN, False) elsewhere."""
-    empty = False if dtype is bool else np.nan
-    out = np.full((len(hidden), *values.shape[1:]), empty, dtype=dtype)
+def _spread(values: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Values of the generated cells among all cells; NaN (or False) elsewhere."""
+    kind = np.float64 if values.dtype.kind in "iu" else values.dtype
+    out = np.full((len(hidden), *values.shape[1:]), False if values.dtype.kind == "b" else np.nan, dtype=kind)
     out[hidden] = values
     return out
 
