@@ -217,3 +217,51 @@ def test_no_meta_cells_say_where_they_come_from(adata):
         stg.get.meta_cells(adata, "X_scvi")
     with pytest.raises(KeyError, match=r"obs\['no'\] does not exist"):
         stg.get.meta_cells(adata, by="no")
+
+
+# perturbation ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def perturbed(adata):
+    columns = ["gene", "ring", "from_um", "to_um", "n_cells", "effect", "z", "p", "q", "call"]
+    values = [["g1", "A/B"] * 2, [0, 0, 1, 1], [0.0, 0, 30, 30], [30.0, 30, 60, 60], [4, 4, 9, 9]]
+    values += [[0.1, 0.2, 0.3, 0.4], [1.0, 2, 3, 4], [0.5, 0.4, 0.3, 0.2], [0.5] * 4, ["n.s."] * 3 + ["High"]]
+    table = {
+        name: np.array(value, dtype=object if name in ("gene", "call") else None)
+        for name, value in zip(columns, values)
+    }
+    adata.uns["gest_perturb"] = {
+        "columns": np.array(columns, dtype=object),
+        "table": dict(sorted(table.items())),
+        "facts": {"null": "sham", "share_changed": np.float64(0.5)},
+        "comparison": {"accuracy": np.array([1.0]), "method": np.array(["GeST"], dtype=object)},
+    }
+    return adata
+
+
+def test_a_perturbation_comes_back_as_the_table_it_was(perturbed):
+    table = stg.get.perturbation(perturbed)
+    assert list(table)[:3] == ["gene", "ring", "from_um"]
+    assert list(table["effect"]) == [0.1, 0.2, 0.3, 0.4]
+    assert table.attrs == {
+        "null": "sham",
+        "share_changed": 0.5,
+        "comparison": {"method": ["GeST"], "accuracy": [1.0]},
+    }
+    assert "gene" in repr(table)  # which compares `attrs`
+
+
+def test_genes_of_a_perturbation_come_in_the_order_asked_for(perturbed):
+    table = stg.get.perturbation(perturbed, genes=["A/B", "g1"])
+    assert list(table["gene"]) == ["A/B", "A/B", "g1", "g1"]
+    assert list(table["ring"]) == [0, 1, 0, 1]
+    with pytest.raises(KeyError, match="'gest_perturb' has no gene EPCAM; it has g1, A/B"):
+        stg.get.perturbation(perturbed, genes="EPCAM")
+
+
+def test_no_perturbation_says_where_it_comes_from(adata):
+    with pytest.raises(
+        KeyError, match=r"uns\['gest_perturb'\] holds no perturbation; .* `stg.tl.gest_perturb`"
+    ):
+        stg.get.perturbation(adata)

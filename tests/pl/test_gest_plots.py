@@ -266,3 +266,55 @@ def test_discs_of_a_grid_are_as_wide_as_its_pitch():
     x, y = np.meshgrid(np.arange(30) * 100.0, np.arange(30) * 100.0)
     assert cell_size(np.c_[x.ravel(), y.ravel()]) == pytest.approx(100)
     assert cell_size(np.array([[0.0, 0], [0, 7]])) == 7
+
+
+# perturbation ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def perturbed(adata):
+    table = {
+        "gene": np.array(["g1", "g2", "g3"] * 2, dtype=object),
+        "ring": np.repeat([0, 1], 3),
+        "from_um": np.repeat([0.0, 40.0], 3),
+        "to_um": np.repeat([40.0, 80.0], 3),
+        "n_cells": np.repeat([5, 9], 3),
+        "effect": np.array([1.0, -0.5, 0.0, 0.4, -0.2, 0.1]),
+        "z": np.array([5.0, -1, 0, 2, -1, 1]),
+        "p": np.array([1e-5, 0.3, 1, 0.05, 0.3, 0.3]),
+        "call": np.array(["High", *["n.s."] * 5], dtype=object),
+    }
+    columns = np.array(list(table), dtype=object)
+    adata.uns["gest_perturb"] = {"columns": columns, "table": table, "facts": {"null": "sham"}}
+    return adata
+
+
+def test_effects_are_drawn_by_distance_and_calls_are_filled(perturbed):
+    ax = pl.perturbation(perturbed, n_genes=2)
+    first, second = (c for c in ax.collections if isinstance(c, PathCollection))
+    np.testing.assert_allclose(first.get_offsets()[:, 1], [1.0, 0.4])  # the smallest p first
+    np.testing.assert_allclose(second.get_offsets()[:, 1], [-0.5, -0.2])
+    white = to_rgba("white")
+    assert [tuple(color) == white for color in first.get_facecolor()] == [False, True]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["g1", "g2"]
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["0", "40", "80"]
+    assert ax.get_title() == "1 of 3 genes called, null: sham"
+    ax.figure.canvas.draw()
+
+
+def test_bars_are_one_standard_error(perturbed):
+    ax = pl.perturbation(perturbed, "g1")
+    (bars,) = (c for c in ax.collections if not isinstance(c, PathCollection))
+    np.testing.assert_allclose([np.ptp(path[:, 1]) for path in bars.get_segments()], [0.4, 0.4])
+
+
+def test_rings_without_cells_are_not_drawn(perturbed):
+    perturbed.uns["gest_perturb"]["table"]["n_cells"] = np.repeat([5, 0], 3)
+    ax = pl.perturbation(perturbed, ["g1"])
+    (dots,) = (c for c in ax.collections if isinstance(c, PathCollection))
+    assert len(dots.get_offsets()) == 1
+
+
+def test_a_perturbation_that_does_not_exist_is_said(adata):
+    with pytest.raises(KeyError, match=r"uns\['gest_perturb'\] holds no perturbation"):
+        pl.perturbation(adata)

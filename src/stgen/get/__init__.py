@@ -6,6 +6,16 @@ Predictions lie in an AnnData as arrays, which files can hold whatever genes are
 from ._gene_groups import gene_groups
 from ._generated import generated
 from ._niches import confusion, meta_cells, niches
+from ._perturbation import perturbation
 from ._prediction import as_anndata, prediction
 
-__all__ = ["as_anndata", "confusion", "gene_groups", "generated", "meta_cells", "niches", "prediction"]
+__all__ = [
+    "as_anndata",
+    "confusion",
+    "gene_groups",
+    "generated",
+    "meta_cells",
+    "niches",
+    "perturbation",
+    "prediction",
+]

@@ -11,6 +11,7 @@ from ._generated import generated
 from ._history import history
 from ._meta_cells import meta_cells
 from ._niches import niches
+from ._perturbation import perturbation
 from ._scores import scores
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "history",
     "meta_cells",
     "niches",
+    "perturbation",
     "scores",
 ]

@@ -119,7 +119,7 @@ def record_of(
     *,
     params: Mapping[str, Any],
     seen: Mapping[str, Any],
-    facts: Mapping[str, Any] | None = None,
+    model_facts: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Provenance in plain values that h5ad and zarr keep."""
@@ -136,7 +136,7 @@ def record_of(
                 "preset": model.preset,
                 "n_genes": len(model.genes),
                 "config": dataclasses.asdict(model.config),
-                **(facts or {}),
+                **(model_facts or {}),
                 **card,
             },
             "seen_in_training": seen,
@@ -155,3 +155,11 @@ def storable(value: Any) -> Any:
             return None
         return np.array(value, dtype=object) if isinstance(value[0], str) else np.array(value)
     return value
+
+
+def columns_of(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """A table as its columns, which files can hold in ``uns``."""
+    return {
+        str(name): column.to_numpy(dtype=object if column.dtype.kind in "OUT" else None)
+        for name, column in table.items()
+    }
