@@ -347,7 +347,7 @@ def gest_generate(
         genes=names,
         panel=[gene for gene in ready.fitted.genes if gene in adata.var_names],
         scale="normalized",
-        interpolated=float(made.uns[_keys.INTERPOLATED]),
+        interpolated=_share_interpolated(made),
         n_generated=made.n_obs,
         n_isolated=int(isolated.sum()),
         quantization=quantization(adata[~hidden], ready.reader),
@@ -357,6 +357,14 @@ def gest_generate(
     adata = editable(adata, copy=copy)
     _write_generated(adata, values, names, outcome, record, key_added, hidden)
     return adata if copy else None
+
+
+def _share_interpolated(made: AnnData) -> float:
+    """Share of what the network left unexplained that was added, on average over cells."""
+    share = (
+        made.obs[_keys.INTERPOLATED] if _keys.INTERPOLATED in made.obs else made.uns.get(_keys.INTERPOLATED)
+    )
+    return 0.0 if share is None else float(np.mean(share))
 
 
 def _outcome_keys(key: str) -> dict[str, str]:
