@@ -23,8 +23,21 @@ from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
 
 from ._config import GeSTConfig
+from ._counterfactual import Counterfactual, Tissue
 from ._generation import TOKENS_AT_ONCE, Cells, Windows, fill, inverse_distance
 from ._network import GeSTNetwork
+from ._perturbation import check_rings
+from ._question import (
+    Question,
+    answer,
+    check_choices,
+    check_genes,
+    check_labels,
+    check_numbers,
+    check_profile,
+    check_region,
+    column,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -446,6 +459,130 @@ class GeST(STModel):
             own[mine] = rest[found[mine]]
         share = float(np.clip((around * own).sum() / max((around**2).sum(), 1e-12), 0, 1))
         return share, average
+
+    # -------------------------------------------------------------------------------------------------- perturbation
+
+    def perturb(
+        self,
+        adata: AnnData | None = None,
+        *,
+        region: Sequence[bool] | np.ndarray | str,
+        mode: str = "replace",
+        genes: Sequence[str] | str | None = None,
+        profile: Sequence[float] | np.ndarray | pd.Series | None = None,
+        cell_type: str | None = None,
+        labels_key: str | None = None,
+        sigma_um: float | None = None,
+        rings_um: Sequence[float] | None = None,
+        null: str = "tissue",
+        quantized: bool = False,
+        n_shams: int = 20,
+        max_pairs: int = 1000,
+        alpha: float = 0.05,
+        degs: Mapping[str, str] | pd.Series | None = None,
+        random_state: int = 0,
+    ) -> pd.DataFrame:
+        """Change the expression of a region's cells, and say what that does to the cells around it.
+
+        The cells around the region are generated with and without the change, each from all others of its window. What
+        the model says is then judged by one of two nulls:
+
+        - ``"tissue"``: is it true? Cells that look changed already (instances) are paired with cells nearby that do
+          not. Around both, cells are compared with what is usual for their kind, weighted by how strongly the model's
+          answer for them moves. If the change did nothing, instance and control could swap names. ``effect`` is what
+          was seen around instances, times how many times stronger the model answers here than to one instance. It is
+          no proof of a cause: an instance may sit where it sits for the reason that its neighbours differ.
+        - ``"sham"``: does the model answer to these genes more than to others of like expression that are changed by
+          as much in the same cells? It says nothing about the tissue.
+
+        Parameters
+        ----------
+        adata
+            Cells. ``None`` takes the model's data.
+        region
+            Which cells to change: a mask over the cells, or the name of a boolean column of ``obs``.
+        mode
+            ``"activate"``: ``genes`` become a·exp(−ρ²/2σ²), with a the largest value over all cells and ρ the distance
+            from the region's centre. ``"inhibit"``: they become g·(1 − exp(−ρ²/2σ²)). ``"replace"``: cells get
+            ``profile``, or the mean profile of ``cell_type``.
+        genes
+            Genes to activate or inhibit.
+        profile
+            Log-normalised expression of the model's genes, in their order or as a Series.
+        cell_type
+            A label of ``obs[labels_key]``. Its cells are also the instances.
+        labels_key
+            Column of ``obs`` with kinds of cells, within which cells are compared. Without it, coarse clusters of meta
+            cells are the kinds.
+        sigma_um
+            σ in µm. Without it the change is the same in the whole region.
+        rings_um
+            Edges of the distance rings around the region, µm. By default four up to half of the model's window.
+        null
+            ``"tissue"`` or ``"sham"``.
+        quantized
+            Show changed cells as their nearest meta cell, which can swallow a small change whole.
+        n_shams
+            Sham changes. Their answers are pooled over genes.
+        max_pairs
+            Pairs of instance and control at most.
+        alpha
+            False discovery rate of the calls, over all genes and rings.
+        degs
+            Genes that are known to be ``"High"``, ``"Low"`` or ``"n.s."``, to compare with.
+        random_state
+            Seed of pairs and shams.
+
+        Returns
+        -------
+        Table with one row for a gene and a ring: ``gene``, ``ring``, ``from_um``, ``to_um``, ``n_cells`` generated,
+        ``generated`` (mean change of the generated log-normalised expression), ``effect``, ``z``, ``p``, ``q``
+        (Benjamini and Hochberg) and ``call`` (``"High"``, ``"Low"``, ``"n.s."``); with the tissue's null also
+        ``observed`` and ``dose``, whose product is the effect. ``attrs`` has ``share_changed``, the share of the
+        region's cells whose meta cell changed; ``n_pairs`` and ``inflation``, or ``n_draws``; and, with ``degs``,
+        ``comparison``: accuracy beside that of simple answers.
+
+        Raises
+        ------
+        ValueError
+            If the region holds no cell or all, a gene is not in the panel, a word is not known, or fewer than 30 cells
+            look changed already.
+        """
+        self._check_fitted("perturb")
+        check_choices(
+            mode, null, genes=genes, profile=profile, cell_type=cell_type, sigma_um=sigma_um, alpha=alpha
+        )
+        check_numbers(n_shams=n_shams, max_pairs=max_pairs)
+        adata = self._data(adata)
+        self._check_inputs(adata)
+        edges = check_rings(rings_um, float(self.module.window_um) / 2)
+        rows = check_region(column(adata.obs, region) if isinstance(region, str) else region, adata.n_obs)
+        numbers = None if genes is None else check_genes(genes, self.genes)
+        kind, instance = check_labels(adata.obs, labels_key, cell_type)
+        tissue = Tissue(*self._places(adata), self.normalized(adata), self._labels(adata))
+        if instance is not None:
+            profile = tissue.x[instance].mean(axis=0)
+        if kind is None:
+            coarse = self.module.words.coarse
+            kind = coarse[0].cpu().numpy()[tissue.label] if len(coarse) else tissue.label
+        question = Question(
+            region=rows,
+            mode=mode,
+            genes=numbers,
+            profile=None if profile is None else check_profile(profile, self.genes),
+            sigma_um=sigma_um,
+            edges=edges,
+            null=null,
+            n_shams=n_shams,
+            max_pairs=max_pairs,
+            alpha=alpha,
+            instance=instance,
+            kind=kind,
+        )
+        asked = Counterfactual(
+            self.module, tissue, max_cells=self.config.max_cells, quantized=quantized, corner=CORNER
+        )
+        return answer(question, asked, self.genes, degs, np.random.default_rng(random_state))
 
     # ------------------------------------------------------------------------------------------------------ the rest
 
