@@ -103,6 +103,12 @@ def test_niches_are_those_of_the_model_and_nothing_else_changes(model, new):
     assert not unchanged(before, without(new))
 
 
+def test_niches_are_as_large_as_asked_for(model, new):
+    stg.tl.gest_niche_embed(new, model=model, n_neighbors=0)
+    np.testing.assert_array_equal(new.obsm["X_gest"], model.embed_niches(new, n_neighbors=0))
+    assert new.uns["X_gest"]["params"]["n_neighbors"] == 0
+
+
 def test_meta_cells_are_kept_beside_the_niches(model, new):
     stg.tl.gest_niche_embed(new, model=model)
     meta = new.uns["X_gest"]["meta_cells"]

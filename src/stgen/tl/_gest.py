@@ -48,6 +48,7 @@ def gest_niche_embed(
     model_kwargs: Mapping[str, Any] | None = None,
     train_kwargs: Mapping[str, Any] | None = None,
     random_state: int = 0,
+    n_neighbors: int | None = None,
     batch_size: int | None = None,
     key_added: str = _keys.X_GEST,
     copy: bool = False,
@@ -86,6 +87,9 @@ def gest_niche_embed(
         %(gest_train_kwargs)s
     random_state
         %(random_state)s
+    n_neighbors
+        Nearest cells over which the network's state is averaged; 0 for none. ``None`` means the default of
+        :meth:`stgen.models.GeST.embed_niches`. More gives larger niches.
     batch_size
         Windows at once.
     key_added
@@ -145,14 +149,15 @@ def gest_niche_embed(
     if model is not None and genes is not None:
         raise ValueError("`genes` are for training; a fitted GeST brings its own. Leave `genes` out.")
     ready = ready_model(adata, source, "embed niches")
-    embedding = ready.reader.embed_niches(adata, batch_size=batch_size)
+    smoothing = {} if n_neighbors is None else {"n_neighbors": int(n_neighbors)}
+    embedding = ready.reader.embed_niches(adata, batch_size=batch_size, **smoothing)
     labels = ready.reader._labels(adata)
     words = ready.fitted.module.words
     record = gest_record(
         ready,
         NICHES,
         seen(adata, ready, np.ones(adata.n_obs, dtype=bool)),
-        {"random_state": int(random_state)},
+        {"random_state": int(random_state), **smoothing},
         genes=list(ready.fitted.genes),
         meta_cells={"profile": words.profiles.cpu().numpy(), "n_cells": words.size.cpu().numpy()},
         quantization=quantization(adata, ready.reader),
