@@ -17,11 +17,12 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from stgen.data._grid import CellGrid
+from stgen.data._places import spot_pitch
 
 TOKENS_AT_ONCE = 8192
 """Cells in the windows of one batch when the model is applied."""
 N_AROUND, POWER = 300, 1.5
-"""Cells whose unexplained expression is averaged for a place, by distance to this power."""
+"""Nearest cells whose unexplained expression is averaged for a place, and the power of distance they lose weight by."""
 _TIED = 16
 """Cells more than asked for that are looked at, because cells of a lattice are equally far."""
 
@@ -143,25 +144,26 @@ def _answers(
 
 
 def inverse_distance(
-    cells: Cells, places: Cells, *, own: np.ndarray | None = None, unit: float = 1.0
+    cells: Cells, places: Cells, *, unit: float, leave_out: bool = False
 ) -> sparse.csr_matrix:
-    """Weights (places × cells) by which cells around a place are averaged, each row summing to 1.
+    """Weights (places × cells) by which the nearest cells are averaged, each row summing to 1.
 
-    ``own`` are the cells that the places are, which must not see themselves. Cells nearer than ``unit`` (µm) count as
-    that far.
+    Cells nearer than ``unit`` (µm) count as that far; ``leave_out`` drops those exactly there, the place's own.
     """
     rows, columns, weights = [], [], []
     for code in np.unique(places.section):
         here, there = np.flatnonzero(places.section == code), np.flatnonzero(cells.section == code)
         if len(there) == 0:
             continue
-        n = min(N_AROUND + (own is not None), len(there))
+        # by place, lest rows decide which of the cells that are equally far are looked at
+        there = there[np.lexsort(cells.xy[there].T)]
+        n = min(N_AROUND, len(there))
         far, near = (
             part.reshape(len(here), n) for part in cKDTree(cells.xy[there]).query(places.xy[here], k=n)
         )
         weight = np.maximum(far, unit) ** -POWER
-        if own is not None:
-            weight[there[near] == own[here][:, None]] = 0.0
+        if leave_out:
+            weight[far <= 0] = 0.0
         weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
         rows.append(np.repeat(here, n))
         columns.append(there[near].ravel())
@@ -172,6 +174,37 @@ def inverse_distance(
     return sparse.csr_matrix(
         (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=shape
     )
+
+
+class Trial:
+    """The average of unexplained expression around places, and how well the same average does on cells left out.
+
+    Fed with the unexplained expression of cells, some at a time.
+    """
+
+    def __init__(self, cells: Cells, places: Cells, tried: np.ndarray, n_genes: int) -> None:
+        unit = spot_pitch(*cells) or 1.0
+        self.tried = tried
+        self._at_places = inverse_distance(cells, places, unit=unit)
+        self._at_tried = inverse_distance(cells, cells.at(tried), unit=unit, leave_out=True)
+        self._average = np.zeros((len(places.xy), n_genes), dtype=np.float32)
+        self._around = np.zeros((len(tried), n_genes), dtype=np.float32)
+        self._own = np.zeros((len(tried), n_genes), dtype=np.float32)
+
+    def add(self, rows: np.ndarray, unexplained: np.ndarray) -> None:
+        """Take in cells ``rows``, each once."""
+        self._average += self._at_places[:, rows] @ unexplained
+        self._around += self._at_tried[:, rows] @ unexplained
+        order = np.argsort(rows)
+        found = order[np.searchsorted(rows[order], self.tried).clip(max=len(rows) - 1)]
+        mine = rows[found] == self.tried
+        self._own[mine] = unexplained[found[mine]]
+
+    def answer(self) -> tuple[float, np.ndarray]:
+        """The least-squares share of the average that explains the cells left out, 0 to 1, and the average."""
+        size = float(np.square(self._around, dtype=np.float64).sum())
+        share = float((self._around * self._own).sum(dtype=np.float64)) / max(size, 1e-12)
+        return min(max(share, 0.0), 1.0), self._average
 
 
 def windows_of_round(

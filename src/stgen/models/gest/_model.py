@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
@@ -18,14 +18,14 @@ from stgen.data._fields import CoordinatesField, PatientField, SplitField
 from stgen.data._grid import check_window, default_window_um
 from stgen.data._loaders import Table, name_keys
 from stgen.data._names import some
-from stgen.data._places import spot_pitch
+from stgen.data._windows import neighbour_index, neighbour_mean
 from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
 
 from ._config import GeSTConfig
 from ._counterfactual import Counterfactual, Tissue
-from ._generation import TOKENS_AT_ONCE, Cells, Windows, fill, inverse_distance
-from ._network import GeSTNetwork
+from ._generation import TOKENS_AT_ONCE, Cells, Trial, Windows, fill, inverse_distance
+from ._network import CORNERS, GeSTNetwork
 from ._perturbation import check_rings
 from ._question import (
     Question,
@@ -91,7 +91,7 @@ class GeST(STModel):
         ),
     }
     _training = TrainingOptions(
-        n_steps=1500, min_epochs=1, batch_size=4, lr=1e-3, weight_decay=0.01, ema_decay=0.99, patience=5
+        n_steps=1500, min_epochs=2, batch_size=4, lr=2e-3, weight_decay=0.01, ema_decay=0.99, patience=5
     )
     _training_of_presets: ClassVar[Mapping[str, TrainingOptions]] = {
         "paper": TrainingOptions(n_steps=20_000, min_epochs=1, batch_size=32, lr=5e-4, weight_decay=0.01)
@@ -166,10 +166,6 @@ class GeST(STModel):
             gene_share=self.module.gene_share.cpu().numpy(),
         )
 
-    def _rows(self, adata: AnnData, rows: np.ndarray) -> Tensor:
-        """Log-normalised expression of some cells, all of the model's genes."""
-        return self._complete(self._expression(adata), torch.from_numpy(rows))
-
     def _complete(self, table: ExpressionTable, rows: Tensor) -> Tensor:
         x = table.batch(rows)["expression"].to(self.device)
         return (
@@ -229,13 +225,24 @@ class GeST(STModel):
     # -------------------------------------------------------------------------------------------------------- niches
 
     @torch.no_grad()
-    def embed_niches(self, adata: AnnData | None = None, *, batch_size: int | None = None) -> np.ndarray:
-        """Niche of every cell: what the network makes of its window when asked for the cell's own place.
+    def embed_niches(
+        self,
+        adata: AnnData | None = None,
+        *,
+        n_neighbors: int = 20,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Niche of every cell: what the network makes of a window when asked for the place in its centre.
+
+        The state of the network for a cell's own place, averaged over the four corners from which a window can be put
+        in order, and over the cell and its nearest cells: a niche is larger than a cell, and single cells are noisy.
 
         Parameters
         ----------
         adata
             Cells to embed. ``None`` takes the model's data.
+        n_neighbors
+            Nearest cells of the section whose states join the cell's own; 0 for none.
         batch_size
             Windows at once.
 
@@ -244,10 +251,21 @@ class GeST(STModel):
         Array, cells × D, float32.
         """
         self._check_fitted("embed niches")
+        if n_neighbors < 0:
+            raise ValueError(f"`n_neighbors` must be 0 or more; got {n_neighbors!r}.")
         adata = self._data(adata)
-        out = np.empty((adata.n_obs, self.config.width), dtype=np.float32)
-        for rows, h in self._asked(adata, batch_size=batch_size):
-            out[rows] = self.module.norm(h).cpu().numpy()
+        self._check_inputs(adata)
+        state = self._states(adata, batch_size)
+        if n_neighbors == 0:
+            return state
+        near = neighbour_index(*self._places(adata), n_neighbors=n_neighbors)
+        return (state + n_neighbors * neighbour_mean(state, near)) / (n_neighbors + 1)
+
+    def _states(self, adata: AnnData, batch_size: int | None = None) -> np.ndarray:
+        """State of the network for each cell's own place (n, D), averaged over the corners."""
+        out = np.zeros((adata.n_obs, self.config.width), dtype=np.float32)
+        for rows, h in self._asked(adata, batch_size=batch_size, corners=range(len(CORNERS))):
+            out[rows] = self.module.norm(h).mean(0).cpu().numpy()
         return out
 
     def _asked(
@@ -257,8 +275,9 @@ class GeST(STModel):
         *,
         batch_size: int | None = None,
         itself: bool = True,
+        corners: Iterable[int] = (CORNER,),
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Hidden states (B, D) of cells' own places, given the cells around them, windows of a size together.
+        """Hidden states (corners, B, D) of cells' own places, given the cells around them, windows of a size together.
 
         ``itself`` says whether a cell is among the cells around its place.
         """
@@ -282,16 +301,14 @@ class GeST(STModel):
                 offset = offset.gather(1, last[..., None].expand(-1, -1, 2))
                 size = size - 1
             query = torch.zeros(len(chunk), 1, 2, device=device)
-            tokens = looks[cell.clamp(min=0)]
-            yield (
-                asked[chunk].numpy(),
-                module.ask(tokens, module.places(offset), size, query, corner=CORNER)[:, 0],
-            )
+            tokens, place = looks[cell.clamp(min=0)], module.places(offset)
+            states = [module.ask(tokens, place, size, query, corner=corner)[:, 0] for corner in corners]
+            yield asked[chunk].numpy(), torch.stack(states)
 
     def _left_out(self, adata: AnnData, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Distribution over meta cells of some cells, each from the others around it."""
         for some_rows, h in self._asked(adata, rows, itself=False):
-            yield some_rows, self.module.probabilities(h).cpu().numpy()
+            yield some_rows, self.module.probabilities(h[0]).cpu().numpy()
 
     # -------------------------------------------------------------------------------------------------- unseen cells
 
@@ -331,8 +348,8 @@ class GeST(STModel):
         -------
         AnnData of the generated cells in the order that was asked. ``X`` is expected expression, log-normalised; the
         layer ``"picked"`` is the profile of the likeliest meta cell. ``obs`` has ``round`` (0: no cell within reach,
-        the answer is that of the nearest cell), ``n_windows``, ``isolated`` and ``meta_cell``; ``uns["interpolated"]``
-        the share of unexplained expression that was added.
+        the answer is that of the nearest cell), ``n_windows``, ``isolated``, ``meta_cell``, and ``interpolated``, the
+        share of unexplained expression that was added.
         """
         from anndata import AnnData as Table
 
@@ -365,18 +382,17 @@ class GeST(STModel):
             max_rounds=max_rounds,
         )
         profiles = self.module.words.profiles.cpu().numpy()
-        best, x, share = filled.probability.argmax(axis=1), filled.probability @ profiles, 0.0
-        if interpolate:
-            share, unexplained = self._unexplained(adata, seen, asked)
-            # expression is not negative
-            x = np.maximum(x + share * unexplained, 0.0).astype(np.float32)
+        best, x = filled.probability.argmax(axis=1), filled.probability @ profiles
         facts = {"round": filled.round, "n_windows": filled.n_windows, "isolated": filled.round == 0}
+        if interpolate:
+            facts["interpolated"], unexplained = self._unexplained(adata, seen, asked)
+            # expression is not negative
+            x = np.maximum(x + facts["interpolated"][:, None] * unexplained, 0.0)
         made = Table(
             X=x,
             obs=obs.assign(**facts, meta_cell=best),
             var=pd.DataFrame(index=self.genes),
             layers={"picked": profiles[best]},
-            uns={"interpolated": share},
         )
         made.obsm[place.key] = asked.xy
         return made
@@ -434,30 +450,27 @@ class GeST(STModel):
         )
         return module.probabilities(h[is_asked]).cpu().numpy()
 
-    def _unexplained(self, adata: AnnData, seen: Cells, asked: Cells) -> tuple[float, np.ndarray]:
-        """What seen cells express beyond what their windows say, averaged around places (m, T); and how much of it to add.
+    def _unexplained(self, adata: AnnData, seen: Cells, asked: Cells) -> tuple[np.ndarray, np.ndarray]:
+        """What seen cells express beyond what their windows say, averaged around places (m, T), and how much to add (m,).
 
-        The share is the least-squares weight of that average in explaining seen cells that are left out of it.
+        Section by section, so that a section's answer does not depend on the others.
         """
-        pitch = spot_pitch(*seen) or 1.0
-        weight = inverse_distance(seen, asked, unit=pitch)
-        near = np.unique(weight.indices)
-        tried = near[:: max(1, len(near) // N_TRIED)]
-        trial = inverse_distance(seen.at(near), seen.at(tried), own=np.searchsorted(near, tried), unit=pitch)
-        weight = weight[:, near]
-        average = np.zeros((weight.shape[0], len(self.genes)), dtype=np.float32)
-        around, own = np.zeros((len(tried), len(self.genes))), np.zeros((len(tried), len(self.genes)))
         profiles = self.module.words.profiles.cpu().numpy()
-        for rows, p in self._left_out(adata, near):
-            rest = self._rows(adata, rows).cpu().numpy() - p @ profiles
-            at = np.searchsorted(near, rows)
-            average += weight[:, at] @ rest
-            around += trial[:, at] @ rest
-            order = np.argsort(rows)
-            found = order[np.searchsorted(rows[order], tried).clip(max=len(rows) - 1)]
-            mine = rows[found] == tried
-            own[mine] = rest[found[mine]]
-        share = float(np.clip((around * own).sum() / max((around**2).sum(), 1e-12), 0, 1))
+        expression = self._expression(adata)
+        share = np.zeros(len(asked.xy), dtype=np.float32)
+        average = np.zeros((len(asked.xy), len(self.genes)), dtype=np.float32)
+        for code in np.unique(asked.section):
+            here = np.flatnonzero(asked.section == code)
+            near = np.unique(inverse_distance(seen, asked.at(here), unit=1.0).indices)
+            if len(near) < 2:
+                continue
+            # a sample by place, whatever the order of rows
+            tried = np.sort(np.lexsort(seen.xy[near].T)[:: max(1, len(near) // N_TRIED)])
+            trial = Trial(seen.at(near), asked.at(here), tried, len(self.genes))
+            for rows, p in self._left_out(adata, near):
+                x = self._complete(expression, torch.from_numpy(rows)).cpu().numpy()
+                trial.add(np.searchsorted(near, rows), x - p @ profiles)
+            share[here], average[here] = trial.answer()
         return share, average
 
     # -------------------------------------------------------------------------------------------------- perturbation
