@@ -140,11 +140,13 @@ def test_a_section_is_answered_alone_as_among_others(fitted, tissue, section):
 
 
 def test_a_cell_reaches_the_windows_that_hold_it_and_no_other(fitted, section):
-    own = section.obsm[_keys.SPATIAL][17]
+    """A niche may join those of the nearest twenty cells; beyond them nothing is felt."""
+    xy = section.obsm[_keys.SPATIAL]
     moved = (fitted.embed_niches(section) != fitted.embed_niches(swapped(fitted, section, 17))).any(axis=1)
-    near = np.abs(section.obsm[_keys.SPATIAL] - own).max(axis=1) <= TINY["window_um"] / 2
-    assert 1 < near.sum() < len(near)
-    np.testing.assert_array_equal(moved, near)
+    near = np.abs(xy - xy[17]).max(axis=1) <= TINY["window_um"] / 2
+    joined = np.linalg.norm(xy[:, None] - xy, axis=2).argsort(axis=1)[:, :21]
+    assert near.sum() > 1 and moved[near].all()
+    assert not moved[~near[joined].any(axis=1)].any() and not moved.all()
 
 
 @pytest.mark.parametrize("side", [_keys.TEST, _keys.VALIDATION])
@@ -160,7 +162,7 @@ def test_pools_of_one_section_never_mix(side, section):
     ]  # the box of the section stays
 
     def elsewhere(xy):
-        xy[inside] = xy[np.roll(inside, 1)]
+        xy[inside] = xy.mean(0) + np.random.default_rng(0).uniform(-9, 9, (len(inside), 2))
         return xy
 
     other = with_places(poisoned(data, rows), elsewhere)
@@ -207,7 +209,8 @@ def test_generated_cells_are_those_of_the_mask_in_their_order(fitted, tissue):
 
 
 def test_both_read_outs_are_made_of_meta_cells(fitted, tissue):
-    made, profiles = fitted.generate(tissue, mask="hidden"), fitted.module.words.profiles.numpy()
+    made = fitted.generate(tissue, mask="hidden", interpolate=False)
+    profiles = fitted.module.words.profiles.numpy()
     np.testing.assert_array_equal(made.layers["picked"], profiles[made.obs["meta_cell"]])
     low, high = profiles.min(0), profiles.max(0)
     np.testing.assert_allclose(made.X, made.X.clip(low, high), atol=1e-4)
@@ -230,7 +233,10 @@ def test_the_order_of_cells_means_nothing(where, fitted, tissue):
         data = with_places(tissue, pile)
     made = model.generate(data, mask="hidden", n_windows=3)
     for seed in (1, 2):
-        assert_same_cells(made, model.generate(shuffled(data, seed), mask="hidden", n_windows=3))
+        other = shuffled(data, seed)
+        assert_same_cells(made, model.generate(other, mask="hidden", n_windows=3))
+        niches = pd.DataFrame(model.embed_niches(other), index=other.obs_names).loc[data.obs_names]
+        np.testing.assert_allclose(niches, model.embed_niches(data), rtol=1e-4, atol=1e-5)
 
 
 def test_a_larger_hole_takes_several_rounds_from_its_border_inwards(fitted, section):
@@ -267,7 +273,7 @@ def test_isolated_cells_are_answered_by_the_nearest_and_flagged(fitted, section)
 
     data, alone = with_places(section, away), np.zeros(section.n_obs, dtype=bool)
     alone[[5, 6, 40]] = True
-    made = fitted.generate(data, mask=alone)
+    made = fitted.generate(data, mask=alone, interpolate=False)
     assert made.obs["isolated"].tolist() == [True, True, False]
     assert made.obs["round"].tolist() == [0, 0, 1]
     assert made.obs["n_windows"].tolist()[:2] == [0, 0]
@@ -282,6 +288,61 @@ def test_a_section_without_a_seen_cell_is_generated_and_flagged(fitted, tissue):
     gone = (tissue.obs[_keys.LIBRARY] == "s2").to_numpy()
     made = fitted.generate(tissue, mask=gone)
     assert made.n_obs == gone.sum() and made.obs["isolated"].all() and np.isfinite(made.X).all()
+
+
+def test_new_places_are_answered_like_masked_cells(fitted, tissue):
+    """Where the masked cells are not in the data at all."""
+    hidden = tissue.obs["hidden"].to_numpy()
+    made = fitted.generate(tissue, mask=hidden)
+    new = fitted.generate(
+        tissue[~hidden].copy(),
+        places=tissue.obsm[_keys.SPATIAL][hidden],
+        sections=tissue.obs[_keys.LIBRARY][hidden].astype(str).to_numpy(),
+    )
+    np.testing.assert_allclose(new.X, made.X, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(new.layers["picked"], made.layers["picked"])
+    np.testing.assert_array_equal(new.obs[_keys.LIBRARY], tissue.obs[_keys.LIBRARY][hidden].astype(str))
+    np.testing.assert_array_equal(new.obsm[_keys.SPATIAL], made.obsm[_keys.SPATIAL])
+
+
+def test_places_far_from_any_cell_are_answered_and_flagged(fitted, section):
+    places = np.array([[9e3, 9e3], section.obsm[_keys.SPATIAL].mean(0)])
+    made = fitted.generate(section, places=places)
+    assert made.obs["isolated"].tolist() == [True, False]
+    assert np.isfinite(made.X).all()
+
+
+PLACES = {
+    "nothing": ({}, r"Say which cells to generate with `mask`, or give new `places`, and not both"),
+    "both": ({"mask": "hidden", "places": [[0.0, 0.0]]}, r"and not both"),
+    "NaN": ({"places": [[0.0, np.nan]], "sections": "s1"}, r"`places` must be finite coordinates in µm"),
+    "three axes": ({"places": [[0.0, 0.0, 0.0]], "sections": "s1"}, r"places × 2; got shape \(1, 3\)"),
+    "no place": ({"places": np.zeros((0, 2)), "sections": "s1"}, r"`places` must be finite coordinates"),
+    "no section": (
+        {"places": [[0.0, 0.0]]},
+        r"`sections` must name the section of the places; there are 3: s1",
+    ),
+    "another section": (
+        {"places": [[0.0, 0.0]], "sections": "s9"},
+        r"one of s1, s2, s3; got 1 names, such as s9",
+    ),
+    "too few": ({"places": [[0.0, 0.0]] * 3, "sections": ["s1", "s2"]}, r"for each of 3 places.*got 2 names"),
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_places_that_say_nothing_are_refused(name, fitted, tissue):
+    question, message = PLACES[name]
+    with pytest.raises(ValueError, match=message):
+        fitted.generate(tissue, **question)
+
+
+def test_what_is_unexplained_comes_from_the_cells_around(fitted, tissue):
+    """It is added to what windows say, expression stays above 0, and picking is left alone."""
+    with_it, without = (fitted.generate(tissue, mask="hidden", interpolate=i) for i in (True, False))
+    assert np.abs(with_it.X - without.X).max() > 1e-3
+    assert (with_it.X >= 0).all()
+    np.testing.assert_array_equal(with_it.layers["picked"], without.layers["picked"])
 
 
 def test_more_windows_are_averaged_when_asked_for(fitted, tissue):
@@ -411,13 +472,14 @@ def test_a_default_window_follows_the_density_of_training_cells(section):
 
 
 def test_a_window_keeps_its_nearest_cells(section):
-    model = fit(section.copy(), setup={}, window_um=200.0, max_cells=5)
-    own = section.obsm[_keys.SPATIAL][17]
-    near = np.linalg.norm(section.obsm[_keys.SPATIAL] - own, axis=1).argsort()[:6]
-    fifth, sixth = (swapped(model, section, cell) for cell in near[4:])
-    whole = model.embed_niches(section)
-    assert (model.embed_niches(fifth)[17] != whole[17]).any()
-    np.testing.assert_array_equal(model.embed_niches(sixth)[17], whole[17])
+    """The far side of a window that holds the whole section is not among them."""
+    far = np.linalg.norm(section.obsm[_keys.SPATIAL] - section.obsm[_keys.SPATIAL][17], axis=1).argmax()
+    felt = []
+    for max_cells in (5, 512):
+        model = fit(section.copy(), setup={}, window_um=1000.0, max_cells=max_cells)
+        niches = [model.embed_niches(a)[17] for a in (section, swapped(model, section, far))]
+        felt.append(bool((niches[0] != niches[1]).any()))
+    assert felt == [False, True]
 
 
 # genes --------------------------------------------------------------------------------------------------------------
