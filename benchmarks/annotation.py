@@ -229,8 +229,8 @@ def gest_answers(task: Task, seed: int, options: Options) -> Iterator[Answer]:
 
 
 def annotate(model: Any, test: Any, seed: int) -> np.ndarray:
-    """Fine-tune on the labels of the model's own cells (missing ones are left out), then name others."""
-    probabilities = model.annotate(test, labels_key=LABEL, random_state=seed)
+    """Learn the labels of the model's own cells (missing ones are left out), then name others."""
+    probabilities = model.annotate(test, labels_key=LABEL)
     return np.asarray(probabilities.columns)[probabilities.to_numpy().argmax(axis=1)].astype(str)
 
 

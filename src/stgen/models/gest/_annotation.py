@@ -34,15 +34,6 @@ def known_labels(labels: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray]:
     return known, text
 
 
-def centred_by_section(features: np.ndarray, section: np.ndarray) -> np.ndarray:
-    """Features without the mean of their section: sections differ in chemistry and depth before they differ in niches."""
-    out = np.empty_like(features)
-    for code in np.unique(section):
-        rows = section == code
-        out[rows] = features[rows] - features[rows].mean(axis=0)
-    return out
-
-
 def fitted_head(features: np.ndarray, labels: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Classes, weights (C, F) and offsets (C,) of a multinomial logistic regression."""
     from sklearn.linear_model import LogisticRegression

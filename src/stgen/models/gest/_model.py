@@ -22,6 +22,7 @@ from stgen.data._windows import neighbour_index, neighbour_mean
 from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
 
+from ._annotation import N_AROUND, fitted_head, known_labels, probabilities
 from ._config import GeSTConfig
 from ._counterfactual import Counterfactual, Tissue
 from ._generation import TOKENS_AT_ONCE, Cells, Trial, Windows, fill, inverse_distance
@@ -597,6 +598,70 @@ class GeST(STModel):
         )
         return answer(question, asked, self.genes, degs, np.random.default_rng(random_state))
 
+    # -------------------------------------------------------------------------------------------------------- labels
+
+    @torch.no_grad()
+    def learn_labels(self, labels_key: str, adata: AnnData | None = None) -> None:
+        """Learn to name niches from labelled cells; the labels are kept with the model.
+
+        A linear head on the network's state for each cell, the cell's own principal components and their mean over its
+        30 nearest cells. The network itself stays as it is: labelled cells are few.
+
+        Parameters
+        ----------
+        labels_key
+            Column of ``obs`` with the labels. Cells whose label is missing are seen as neighbours only.
+        adata
+            Labelled cells. ``None`` takes the model's data.
+        """
+        self._check_fitted("learn labels")
+        adata = self._data(adata)
+        self._check_inputs(adata)
+        if labels_key not in adata.obs:
+            raise KeyError(f"obs[{labels_key!r}] does not exist; obs has {list(adata.obs.columns)}.")
+        known, labels = known_labels(adata.obs[labels_key], labels_key)
+        classes, weight, offset = fitted_head(self._label_features(adata)[known], labels)
+        self.module.keep_head(
+            classes, torch.from_numpy(weight).to(self.device), torch.from_numpy(offset).to(self.device)
+        )
+
+    @torch.no_grad()
+    def annotate(self, adata: AnnData | None = None, *, labels_key: str | None = None) -> pd.DataFrame:
+        """Names of niches: probability of every label for every cell.
+
+        Parameters
+        ----------
+        adata
+            Cells to name. ``None`` takes the model's data.
+        labels_key
+            Column of ``obs`` of the *model's* data to learn from first, see :meth:`learn_labels`. Without it the labels
+            that were learned before.
+
+        Returns
+        -------
+        Table, cells × labels; each row sums to 1.
+        """
+        self._check_fitted("annotate")
+        adata = self._data(adata)
+        self._check_inputs(adata)
+        if labels_key is not None:
+            self.learn_labels(labels_key)
+        if not self.module.classes:
+            raise ValueError(
+                "This GeST has learned no labels. Name a column of its data with `labels_key=`, or call "
+                "`model.learn_labels(labels_key, labelled_adata)` first."
+            )
+        weight, offset = self.module.head_weight.cpu().numpy(), self.module.head_offset.cpu().numpy()
+        p = probabilities(self._label_features(adata), weight, offset)
+        return pd.DataFrame(p, index=adata.obs_names, columns=pd.Index(self.module.classes, name="label"))
+
+    def _label_features(self, adata: AnnData) -> np.ndarray:
+        """(n, 2 p + D): components of each cell, their mean around it, and the network's state for its place."""
+        own = np.concatenate([self.module.words.pcs(x).cpu().numpy() for x in self._blocks(adata)])
+        near = neighbour_index(*self._places(adata), n_neighbors=N_AROUND - 1)
+        around = (own + (N_AROUND - 1) * neighbour_mean(own, near)) / N_AROUND
+        return np.concatenate([own, around, self._states(adata)], axis=1)
+
     # ------------------------------------------------------------------------------------------------------ the rest
 
     def normalized(self, adata: AnnData | None = None) -> np.ndarray:
@@ -605,6 +670,39 @@ class GeST(STModel):
         adata = self._data(adata)
         self._check_inputs(adata)
         return np.concatenate([x.cpu().numpy() for x in self._blocks(adata)])
+
+    @torch.no_grad()
+    def quantization_report(self, adata: AnnData | None = None) -> pd.DataFrame:
+        """What is lost when cells are replaced by meta cells: no picked answer can be better.
+
+        Parameters
+        ----------
+        adata
+            Cells to replace. ``None`` takes the model's data; others say more than those the vocabulary was found in.
+
+        Returns
+        -------
+        Table, genes × (``r2``, ``mean``): share of a gene's variance that its meta cells keep (NaN where a gene is
+        constant), and its mean, log-normalised. ``attrs`` holds ``r2`` over all genes, ``rmse``, ``n_meta_cells`` and
+        ``n_used``, the meta cells that occur.
+        """
+        self._check_fitted("report what its vocabulary keeps")
+        adata = self._data(adata)
+        self._check_inputs(adata)
+        found = self.module.words.quantization(lambda: self._blocks(adata))
+        mean = sum(x.double().sum(0) for x in self._blocks(adata)) / adata.n_obs
+        table = pd.DataFrame(
+            {"r2": found["r2_per_gene"].numpy(), "mean": np.asarray(mean)},
+            index=pd.Index(self.genes, name="gene"),
+        )
+        used = found["used"]
+        table.attrs = {
+            "r2": found["r2"],
+            "rmse": found["rmse"],
+            "n_meta_cells": len(used),
+            "n_used": int((used > 0).sum()),
+        }
+        return table
 
     @classmethod
     def example(cls) -> Example:

@@ -10,7 +10,7 @@ B windows, N tokens of a window, Q queries, D width, T genes, K meta cells, p pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -38,11 +38,15 @@ class GeSTNetwork(Network):
         T.
     n_meta_cells, n_components
         Sizes of the vocabulary that :meth:`prepare` found. Without them there is none yet.
+    classes
+        Labels of niches that :meth:`keep_head` was given.
     """
 
     window_um: Tensor
     target_total: Tensor
     """Total to which counts of a cell are normalised."""
+    head_weight: Tensor
+    head_offset: Tensor
     gene_share: Tensor
     """(T,) share of each gene in the counts of training cells."""
 
@@ -53,6 +57,7 @@ class GeSTNetwork(Network):
         n_genes: int,
         n_meta_cells: int = 0,
         n_components: int = 0,
+        classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.config = config
@@ -78,6 +83,12 @@ class GeSTNetwork(Network):
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Sequential(nn.Linear(width, width), nn.GELU())
         self.profile = nn.Linear(width, n_genes)
+        self.classes: list[str] = []
+        self.keep_head(
+            classes,
+            torch.zeros(len(classes), 2 * n_components + width),
+            torch.zeros(len(classes)),
+        )
         self.log_temperature = nn.Parameter(torch.zeros(())) if config.logits == "euclid" else None
 
     # ----------------------------------------------------------------------------------------------- before training
@@ -101,7 +112,14 @@ class GeSTNetwork(Network):
     def sizes(self) -> dict[str, Any]:
         """Sizes of the vocabulary."""
         sizes = self.words.sizes()
-        return {name: sizes[name] for name in ("n_meta_cells", "n_components")}
+        kept = {name: sizes[name] for name in ("n_meta_cells", "n_components")}
+        return kept | {"classes": list(self.classes)}
+
+    def keep_head(self, classes: Sequence[str], weight: Tensor, offset: Tensor) -> None:
+        """Keep a linear head (C, F) that names niches, with the weights."""
+        self.classes = list(classes)
+        self.register_buffer("head_weight", weight.float())
+        self.register_buffer("head_offset", offset.float())
 
     # ---------------------------------------------------------------------------------------------------- the tokens
 
