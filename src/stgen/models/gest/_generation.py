@@ -59,15 +59,17 @@ class Windows(NamedTuple):
 
 
 Ask = Callable[[Windows], np.ndarray]
-"""Distributions over meta cells of the queries that are asked, one row each."""
+"""Answers (V values each) to the queries that are asked: distributions over meta cells, or profiles."""
 
 
 @dataclass(frozen=True)
 class Filled:
     """What was found for places that were asked for, in their order."""
 
-    probability: np.ndarray
-    """(m, K) distribution over meta cells."""
+    value: np.ndarray
+    """(m, V) averaged answers: distributions over meta cells, or profiles."""
+    label: np.ndarray
+    """(m,) meta cell that a place is seen as."""
     round: np.ndarray
     """(m,) the round that answered, from 1; 0 where no seen cell was within reach."""
     n_windows: np.ndarray
@@ -80,35 +82,43 @@ def fill(
     asked: Cells,
     ask: Ask,
     *,
-    n_meta_cells: int,
+    n_values: int,
+    label_of: Callable[[np.ndarray], np.ndarray],
     window_um: float,
     max_cells: int,
     n_windows: int,
     max_rounds: int,
 ) -> Filled:
-    """Answer for places round after round; a place that is answered is seen as its likeliest meta cell."""
+    """Answer for places round after round; a place that is answered is seen as the meta cell of its averaged answer.
+
+    Where nothing is within reach, the answer is all zeros.
+    """
     m = len(asked.xy)
-    out = Filled(np.zeros((m, n_meta_cells), np.float32), np.zeros(m, np.int64), np.zeros(m, np.int64))
+    out = Filled(
+        np.zeros((m, n_values), np.float32),
+        np.zeros(m, np.int64),
+        np.zeros(m, np.int64),
+        np.zeros(m, np.int64),
+    )
     todo = np.arange(m)
     for number in range(1, max_rounds + 1):
         place, centre = windows_of_round(*seen, *asked.at(todo), reach=window_um / 2, n_windows=n_windows)
         if len(place) == 0:
             break
         grid = CellGrid(seen.xy, seen.section, window_um=window_um)
-        total, count = _answers(
-            seen, label, asked.xy[todo], place, centre, ask, grid, n_meta_cells, max_cells
-        )
+        total, count = _answers(seen, label, asked.xy[todo], place, centre, ask, grid, n_values, max_cells)
         done = np.flatnonzero(count)
         new = todo[done]
-        out.probability[new] = total[done] / count[done, None]
+        out.value[new] = total[done] / count[done, None]
+        out.label[new] = label_of(out.value[new])
         out.round[new], out.n_windows[new] = number, count[done]
         seen = seen.joined(asked.at(new))
-        label = np.concatenate([label, out.probability[new].argmax(axis=1)])
+        label = np.concatenate([label, out.label[new]])
         todo = np.delete(todo, done)
         if len(todo) == 0:
             break
     if len(todo):  # nothing within reach: the nearest seen cell of the section, and it is said
-        out.probability[todo, label[nearest_seen(*seen, *asked.at(todo))]] = 1.0
+        out.label[todo] = label[nearest_seen(*seen, *asked.at(todo))]
     return out
 
 
@@ -120,11 +130,11 @@ def _answers(
     centre: np.ndarray,
     ask: Ask,
     grid: CellGrid,
-    n_meta_cells: int,
+    n_values: int,
     max_cells: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of distributions over the windows that answer for each place, and how many those are."""
-    total = np.zeros((len(xy), n_meta_cells), np.float32)
+    """Sums of answers over the windows that answer for each place, and how many those are."""
+    total = np.zeros((len(xy), n_values), np.float32)
     count = np.zeros(len(xy), np.int64)
     order = np.argsort(centre, kind="stable")
     place, centre = place[order], centre[order]

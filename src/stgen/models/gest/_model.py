@@ -264,14 +264,15 @@ class GeST(STModel):
 
     def _states(self, adata: AnnData, batch_size: int | None = None) -> np.ndarray:
         """State of the network for each cell's own place (n, D), averaged over the corners."""
+        table = self._table(adata, targets=False)
         out = np.zeros((adata.n_obs, self.config.width), dtype=np.float32)
-        for rows, h in self._asked(adata, batch_size=batch_size, corners=range(len(CORNERS))):
+        for rows, h in self._asked(table, batch_size=batch_size, corners=range(len(CORNERS))):
             out[rows] = self.module.norm(h).mean(0).cpu().numpy()
         return out
 
     def _asked(
         self,
-        adata: AnnData,
+        table: CellTable,
         rows: np.ndarray | None = None,
         *,
         batch_size: int | None = None,
@@ -282,7 +283,7 @@ class GeST(STModel):
 
         ``itself`` says whether a cell is among the cells around its place.
         """
-        table, module, device = self._table(adata, targets=False), self.module, self.device
+        module, device = self.module, self.device
         looks = module.table()
         asked = torch.arange(len(table)) if rows is None else torch.from_numpy(rows)
         sizes = table.sizes(asked)
@@ -306,10 +307,10 @@ class GeST(STModel):
             states = [module.ask(tokens, place, size, query, corner=corner)[:, 0] for corner in corners]
             yield asked[chunk].numpy(), torch.stack(states)
 
-    def _left_out(self, adata: AnnData, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Distribution over meta cells of some cells, each from the others around it."""
-        for some_rows, h in self._asked(adata, rows, itself=False):
-            yield some_rows, self.module.probabilities(h[0]).cpu().numpy()
+    def _left_out(self, table: CellTable, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Expected expression of some cells, each from the others around it."""
+        for some_rows, h in self._asked(table, rows, itself=False):
+            yield some_rows, self._expected(self._value(h[0]))
 
     # -------------------------------------------------------------------------------------------------- unseen cells
 
@@ -371,29 +372,32 @@ class GeST(STModel):
         else:
             asked, obs = self._new_places(adata, cells, places, sections)
             seen = cells
+        label = self._labels(adata)
+        profiles = self.module.words.profiles.cpu().numpy()
         filled = fill(
             seen,
-            self._labels(adata),
+            label,
             asked,
             self._ask,
-            n_meta_cells=len(self.module.words.profiles),
+            n_values=len(profiles) if self.config.quantized else len(self.genes),
+            label_of=self._label_of,
             window_um=float(self.module.window_um),
             max_cells=self.config.max_cells,
             n_windows=n_windows,
             max_rounds=max_rounds,
         )
-        profiles = self.module.words.profiles.cpu().numpy()
-        best, x = filled.probability.argmax(axis=1), filled.probability @ profiles
+        x = self._expected(filled.value)
+        x[filled.round == 0] = profiles[filled.label[filled.round == 0]]
         facts = {"round": filled.round, "n_windows": filled.n_windows, "isolated": filled.round == 0}
         if interpolate:
-            facts["interpolated"], unexplained = self._unexplained(adata, seen, asked)
+            facts["interpolated"], unexplained = self._unexplained(adata, label, seen, asked)
             # expression is not negative
             x = np.maximum(x + facts["interpolated"][:, None] * unexplained, 0.0)
         made = Table(
             X=x,
-            obs=obs.assign(**facts, meta_cell=best),
+            obs=obs.assign(**facts, meta_cell=filled.label),
             var=pd.DataFrame(index=self.genes),
-            layers={"picked": profiles[best]},
+            layers={"picked": profiles[filled.label]},
         )
         made.obsm[place.key] = asked.xy
         return made
@@ -443,21 +447,46 @@ class GeST(STModel):
         return Cells(xy, np.array([code[name] for name in listed.astype(str)])), obs
 
     def _ask(self, windows: Windows) -> np.ndarray:
-        """Distributions over meta cells of what is asked in each window."""
+        """What is asked in each window: distributions over meta cells, or profiles."""
         module, device = self.module, self.device
         label, size, offset, query, is_asked = (torch.from_numpy(part).to(device) for part in windows)
         h = module.ask(
             module.table()[label.long()], module.places(offset), size, module.places(query), corner=CORNER
         )
-        return module.probabilities(h[is_asked]).cpu().numpy()
+        return self._value(h[is_asked])
 
-    def _unexplained(self, adata: AnnData, seen: Cells, asked: Cells) -> tuple[np.ndarray, np.ndarray]:
+    def _value(self, h: Tensor) -> np.ndarray:
+        """What the network says of places, from hidden states: distributions, or profiles if it does not quantise."""
+        module = self.module
+        return (module.probabilities(h) if self.config.quantized else module.answer(h)).cpu().numpy()
+
+    def _expected(self, value: np.ndarray) -> np.ndarray:
+        """Expression (n, T) that a distribution over meta cells expects."""
+        return value @ self.module.words.profiles.cpu().numpy() if self.config.quantized else value.copy()
+
+    def _label_of(self, value: np.ndarray) -> np.ndarray:
+        """The likeliest meta cell, or that of a profile."""
+        if self.config.quantized:
+            return value.argmax(axis=1)
+        return self.module.words.assign(torch.from_numpy(value).to(self.device)).cpu().numpy()
+
+    def _unexplained(
+        self, adata: AnnData, label: np.ndarray, seen: Cells, asked: Cells
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What seen cells express beyond what their windows say, averaged around places (m, T), and how much to add (m,).
 
         Section by section, so that a section's answer does not depend on the others.
         """
-        profiles = self.module.words.profiles.cpu().numpy()
         expression = self._expression(adata)
+        # one for all sections; windows that hold few cells are no error here, where most cells may be masked
+        table = CellTable.make(
+            label,
+            np.zeros(len(label), dtype=np.int64),
+            *seen,
+            window_um=float(self.module.window_um),
+            max_cells=self.config.max_cells,
+            targets=False,
+        )
         share = np.zeros(len(asked.xy), dtype=np.float32)
         average = np.zeros((len(asked.xy), len(self.genes)), dtype=np.float32)
         for code in np.unique(asked.section):
@@ -468,9 +497,9 @@ class GeST(STModel):
             # a sample by place, whatever the order of rows
             tried = np.sort(np.lexsort(seen.xy[near].T)[:: max(1, len(near) // N_TRIED)])
             trial = Trial(seen.at(near), asked.at(here), tried, len(self.genes))
-            for rows, p in self._left_out(adata, near):
+            for rows, expected in self._left_out(table, near):
                 x = self._complete(expression, torch.from_numpy(rows)).cpu().numpy()
-                trial.add(np.searchsorted(near, rows), x - p @ profiles)
+                trial.add(np.searchsorted(near, rows), x - expected)
             share[here], average[here] = trial.answer()
         return share, average
 

@@ -83,12 +83,7 @@ class GeSTNetwork(Network):
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Sequential(nn.Linear(width, width), nn.GELU())
         self.profile = nn.Linear(width, n_genes)
-        self.classes: list[str] = []
-        self.keep_head(
-            classes,
-            torch.zeros(len(classes), 2 * n_components + width),
-            torch.zeros(len(classes)),
-        )
+        self._empty_head(classes, n_components)
         self.log_temperature = nn.Parameter(torch.zeros(())) if config.logits == "euclid" else None
 
     # ----------------------------------------------------------------------------------------------- before training
@@ -102,6 +97,7 @@ class GeSTNetwork(Network):
             levels=self.config.levels,
             seed=int(torch.randint(2**31, ())),
         )
+        self._empty_head((), self.words.sizes()["n_components"])
         # tokens of about unit size, whatever the panel: their directions are learned, their scale is not
         spread = (self.words.profiles - self.words.mean).square().sum(1).mean().sqrt()
         scale = 1 / max(float(spread), 1e-3)
@@ -114,6 +110,10 @@ class GeSTNetwork(Network):
         sizes = self.words.sizes()
         kept = {name: sizes[name] for name in ("n_meta_cells", "n_components")}
         return kept | {"classes": list(self.classes)}
+
+    def _empty_head(self, classes: Sequence[str], n_components: int) -> None:
+        n_features = 2 * n_components + self.config.width
+        self.keep_head(classes, torch.zeros(len(classes), n_features), torch.zeros(len(classes)))
 
     def keep_head(self, classes: Sequence[str], weight: Tensor, offset: Tensor) -> None:
         """Keep a linear head (C, F) that names niches, with the weights."""
