@@ -18,7 +18,7 @@ B batch, D width, H heads, C context tokens, Q query tokens. Groups are (C,) and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,7 +28,9 @@ from torch import Tensor, nn
 PADDING = torch.iinfo(torch.int64).max
 """Group of a context token that nobody may see."""
 MAX_RUNS = 32
-"""Groups that are attended to one after another; beyond, one masked product is cheaper than many small ones."""
+"""Groups that are attended to one after another; beyond, products of several groups are cheaper than many small ones."""
+BAND = 100
+"""Tokens of both streams in a band: neighbouring groups that are attended to together, behind a mask."""
 
 
 def context_sees_context(group: Tensor, key_group: Tensor | None = None) -> Tensor:
@@ -87,8 +89,8 @@ class GroupedDecoder(nn.Module):
     ) -> Tensor:
         """Queries (B, Q, D) after one pass over all groups.
 
-        Where the batch shares its groups, they come in order and are not tiny, each group is attended to by
-        slices, which skips what a mask would hide; otherwise by one mask.
+        Where the batch shares its groups and they come in order, what lies in later groups is left out instead of
+        hidden: group by group, or, where these are tiny, band by band. Otherwise one mask hides it.
         """
         if (
             context_group.dim() == 1
@@ -99,6 +101,9 @@ class GroupedDecoder(nn.Module):
             runs = _runs(context_group), _runs(query_group)
             if len(runs[0]) + len(runs[1]) <= MAX_RUNS:
                 return self._sliced(context, runs[0], query, runs[1], condition)
+            if context.device.type == "cpu":
+                # measured: 1.4 times as fast as one mask for 200 + 200 tokens there, 1.8 times for 512 + 512
+                return self._banded(context, context_group, query, query_group, condition)
         return self._masked(context, context_group, query, query_group, condition)
 
     def _masked(
@@ -127,27 +132,58 @@ class GroupedDecoder(nn.Module):
         query_runs: list[Run],
         condition: Tensor,
     ) -> Tensor:
-        n = context.shape[1]
+        n = len(context_runs)
         sizes = [run.stop - run.start for run in (*context_runs, *query_runs)]
-        # how many context runs each run may see, and whether it also sees itself as one of the queries
-        pasts = [i + 1 for i in range(len(context_runs))]
-        pasts += [sum(earlier.group < run.group for earlier in context_runs) for run in query_runs]
+        # a run sees the context runs up to its own, or before it and itself as one of the queries
+        visible = [tuple(range(i + 1)) for i in range(n)]
+        for i, run in enumerate(query_runs):
+            visible.append((*range(sum(earlier.group < run.group for earlier in context_runs)), n + i))
+        return self._by_pieces(context, query, sizes, visible, [None] * len(sizes), condition)
+
+    def _banded(
+        self, context: Tensor, context_group: Tensor, query: Tensor, query_group: Tensor, condition: Tensor
+    ) -> Tensor:
+        of_context, of_query = _bands(context_group, query_group)
+        n = len(of_context)
+        visible = [tuple(range(i % n + 1)) + (i,) * (i >= n) for i in range(2 * n)]
+        contexts, queries = context_group.split(of_context), query_group.split(of_query)
+        masks, past = [], 0
+        for own, size in zip(contexts, of_context, strict=True):
+            past += size
+            masks.append(context_sees_context(own, context_group[:past]))
+        past = 0
+        for own, size in zip(queries, of_context, strict=True):
+            past += size
+            masks.append(
+                torch.cat([query_sees_context(own, context_group[:past]), query_sees_query(own)], dim=-1)
+            )
+        return self._by_pieces(context, query, of_context + of_query, visible, masks, condition)
+
+    def _by_pieces(
+        self,
+        context: Tensor,
+        query: Tensor,
+        sizes: Sequence[int],
+        visible: Sequence[tuple[int, ...]],
+        masks: Sequence[Tensor | None],
+        condition: Tensor,
+    ) -> Tensor:
+        """Tokens of both streams cut into pieces; each attends to the pieces visible to it, behind its mask."""
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            # pieces are put together anew for each run: slices of the whole would each cost a whole in the backward pass
+            # pieces are put together anew for each: slices of the whole would each cost a whole in the backward pass
             queries, keys, values = (part.split(sizes, dim=2) for part in (q, k, v))
             seen = []
-            for i, past in enumerate(pasts):
-                own = (i,) if i >= len(context_runs) else ()
-                visible = (*range(past), *own)
-                key, value = (torch.cat([pieces[p] for p in visible], dim=2) for pieces in (keys, values))
-                seen.append(attention(queries[i], key, value))
+            for own, pieces, mask in zip(queries, visible, masks, strict=True):
+                if own.shape[2]:
+                    key, value = (torch.cat([part[i] for i in pieces], dim=2) for part in (keys, values))
+                    seen.append(attention(own, key, value, mask))
             return torch.cat(seen, dim=2)
 
         x = torch.cat([context, query], dim=1)
         for block in self.blocks:
             x = block(x, attend, condition)
-        return x[:, n:]
+        return x[:, context.shape[1] :]
 
     def start(self) -> Cache:
         """An empty cache."""
@@ -209,3 +245,14 @@ def _runs(group: Tensor) -> list[Run]:
     stops = torch.cumsum(counts, 0)
     starts = stops - counts
     return [Run(g, a, b) for g, a, b in zip(values.tolist(), starts.tolist(), stops.tolist(), strict=True)]
+
+
+def _bands(context_group: Tensor, query_group: Tensor) -> tuple[list[int], list[int]]:
+    """Context tokens and queries in each band; no group lies in two bands."""
+    last = torch.cat([context_group, query_group]).sort().values[BAND - 1 :: BAND].unique()
+    # the last band is open: it takes what is left
+    of_context, of_query = (
+        torch.bincount(torch.searchsorted(last, group), minlength=len(last) + 1).tolist()
+        for group in (context_group, query_group)
+    )
+    return of_context, of_query

@@ -166,22 +166,16 @@ def _style(
         categories = values.cat.categories
         colors = category_colors(adata, color, categories)
         return {
-            "cmap": _with_missing(ListedColormap(colors or [MISSING])),
+            "cmap": ListedColormap(colors or [MISSING]).with_extremes(bad=MISSING),
             "clim": (-0.5, len(colors) - 0.5),
         }, colors
     numbers = values.to_numpy(dtype=np.float64)[drawn]
     numbers = numbers[np.isfinite(numbers)]
     low, high = np.percentile(numbers, [1, 99]) if len(numbers) else (0.0, 1.0)
     return {
-        "cmap": _with_missing(matplotlib.colormaps[cmap]),
+        "cmap": matplotlib.colormaps[cmap].with_extremes(bad=MISSING),
         "clim": (low, high if high > low else low + 1),
     }, []
-
-
-def _with_missing(cmap: Any) -> Any:
-    cmap = cmap.copy()
-    cmap.set_bad(MISSING)
-    return cmap
 
 
 def _one_scale(ax: Axes, xy: np.ndarray, size: np.ndarray) -> None:

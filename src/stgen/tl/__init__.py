@@ -6,6 +6,7 @@ Functions run models from :mod:`stgen.models` or score what they wrote; paramete
 from ._evaluate import evaluate
 from ._genar import genar_predict
 from ._gest import gest_generate, gest_niche_embed
+from ._gest_annotate import gest_annotate
 from ._gest_perturb import gest_perturb
 
-__all__ = ["evaluate", "genar_predict", "gest_generate", "gest_niche_embed", "gest_perturb"]
+__all__ = ["evaluate", "genar_predict", "gest_annotate", "gest_generate", "gest_niche_embed", "gest_perturb"]

@@ -70,6 +70,8 @@ class Ready(NamedTuple):
     slots: Slots
     is_new: bool
     """Whether it was trained here."""
+    teachers: pd.DataFrame | None = None
+    """Names and places of the cells whose labels it learned here."""
 
 
 def ready_model(adata: AnnData, source: Source, verb: str, *, hidden: np.ndarray | None = None) -> Ready:
@@ -126,11 +128,29 @@ def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | 
         "split_key": slots.split,
     }
     _check_fits(adata, _unfitted(slots, expression), list(table.var_names), hidden)
+    if slots.labels is not None:
+        table.obs[slots.labels] = labels_to_learn(table, slots.labels, slots.split)
     fitted = trained_model(GeST, table, setup, source.model_kwargs, source.train_kwargs, source.random_state)
+    if slots.labels is not None:
+        fitted.learn_labels(slots.labels, table)
     path = kept(fitted, source.save)
     cells = pd.DataFrame(table.obsm[slots.spatial], index=table.obs_names)
+    teachers = None if slots.labels is None else cells[table.obs[slots.labels].notna().to_numpy()]
     cells = cells.loc[names_of_training(table, slots)]
-    return Ready(fitted, fitted, path, cells, slots, is_new=True)
+    return Ready(fitted, fitted, path, cells, slots, is_new=True, teachers=teachers)
+
+
+def labels_to_learn(adata: AnnData, key: str, split: str | None) -> pd.Series:
+    """Labels of cells that may teach; those of validation and test rows are as good as missing."""
+    from stgen.models.gest._annotation import known_labels
+
+    check_column(adata, key)
+    labels = adata.obs[key].astype(object)
+    teaches = np.zeros(adata.n_obs, dtype=bool)
+    teaches[SplitField(split).rows(adata)[0]] = True
+    labels = labels.where(teaches)
+    known_labels(labels, key)  # refuses what cannot be learned, before a model is trained
+    return labels
 
 
 def _without_hidden(adata: AnnData, train_on: Any, hidden: np.ndarray | None) -> Any:
@@ -189,19 +209,20 @@ def seen(adata: AnnData, ready: Ready, rows: np.ndarray) -> dict[str, Any]:
         patient=ready.slots.patient or patient.key or _keys.PATIENT,
         trained_spots=None,
     )
-    n_cells = _n_same(adata, ready, rows)
+    n_cells = int((cells_among(adata, ready.reader, ready.trained_cells) & rows).sum())
     return found | ({"n_spots": n_cells} if n_cells else {})
 
 
-def _n_same(adata: AnnData, ready: Ready, rows: np.ndarray) -> int:
-    """How many cells trained the model, by name and place: names such as ``"17"`` are in every section."""
-    cells = ready.trained_cells
+def cells_among(adata: AnnData, reader: GeST, cells: pd.DataFrame | None) -> np.ndarray:
+    """Which cells are among others, by name and place: names such as ``"17"`` are in every section."""
+    same = np.zeros(adata.n_obs, dtype=bool)
     if cells is None or not cells.index.is_unique:
-        return 0
-    xy = ready.reader._field(CoordinatesField).read(adata)[0][rows]
-    there = cells.index.get_indexer(adata.obs_names[rows])
-    known = there >= 0
-    return int(np.isclose(xy[known], cells.to_numpy()[there[known]], atol=1e-3).all(axis=1).sum())
+        return same
+    xy = reader._field(CoordinatesField).read(adata)[0]
+    there = cells.index.get_indexer(adata.obs_names)
+    known = np.flatnonzero(there >= 0)
+    same[known] = np.isclose(xy[known], cells.to_numpy()[there[known]], atol=1e-3).all(axis=1)
+    return same
 
 
 def gest_record(

@@ -12,6 +12,8 @@ import pandas as pd
 
 N_AROUND = 30
 """Nearest cells, itself included, whose components are averaged."""
+PENALTY = 10.0
+"""Weight of the squared weights of the logistic regression."""
 SMALLEST_CLASS = 2
 """Cells that a class needs to be learned."""
 
@@ -38,7 +40,7 @@ def fitted_head(features: np.ndarray, labels: np.ndarray) -> tuple[list[str], np
     """Classes, weights (C, F) and offsets (C,) of a multinomial logistic regression."""
     from sklearn.linear_model import LogisticRegression
 
-    model: Any = LogisticRegression(max_iter=5000).fit(features, labels)
+    model: Any = LogisticRegression(C=1 / PENALTY, max_iter=5000).fit(features, labels)
     weight, offset = model.coef_, model.intercept_
     if len(weight) == 1:  # two classes share one line
         weight, offset = np.concatenate([-weight, weight]) / 2, np.concatenate([-offset, offset]) / 2

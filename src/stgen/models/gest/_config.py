@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 LOGITS = ("dot", "euclid")
+LABEL_COMPONENTS = 30
+"""Principal components from which niches are named; the smaller ones are noise."""
+NICHE_NEIGHBORS = 20
+"""Nearest cells that a niche is averaged over, beside the cell itself."""
 _LEAST = {"width": 4, "n_layers": 1, "n_heads": 1, "ffn_ratio": 1, "n_components": 1, "max_cells": 2}
 
 

@@ -23,7 +23,7 @@ from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
 
 from ._annotation import N_AROUND, fitted_head, known_labels, probabilities
-from ._config import GeSTConfig
+from ._config import LABEL_COMPONENTS, NICHE_NEIGHBORS, GeSTConfig
 from ._counterfactual import Counterfactual, Tissue
 from ._generation import TOKENS_AT_ONCE, Cells, Trial, Windows, fill, inverse_distance
 from ._network import CORNERS, GeSTNetwork
@@ -230,7 +230,7 @@ class GeST(STModel):
         self,
         adata: AnnData | None = None,
         *,
-        n_neighbors: int = 20,
+        n_neighbors: int = NICHE_NEIGHBORS,
         batch_size: int | None = None,
     ) -> np.ndarray:
         """Niche of every cell: what the network makes of a window when asked for the place in its centre.
@@ -256,11 +256,14 @@ class GeST(STModel):
             raise ValueError(f"`n_neighbors` must be 0 or more; got {n_neighbors!r}.")
         adata = self._data(adata)
         self._check_inputs(adata)
-        state = self._states(adata, batch_size)
+        return self._averaged(adata, self._states(adata, batch_size), n_neighbors)
+
+    def _averaged(self, adata: AnnData, values: np.ndarray, n_neighbors: int) -> np.ndarray:
+        """Means of values (n, …) over each cell and its nearest cells."""
         if n_neighbors == 0:
-            return state
+            return values
         near = neighbour_index(*self._places(adata), n_neighbors=n_neighbors)
-        return (state + n_neighbors * neighbour_mean(state, near)) / (n_neighbors + 1)
+        return (values + n_neighbors * neighbour_mean(values, near)) / (n_neighbors + 1)
 
     def _states(self, adata: AnnData, batch_size: int | None = None) -> np.ndarray:
         """State of the network for each cell's own place (n, D), averaged over the corners."""
@@ -633,8 +636,8 @@ class GeST(STModel):
     def learn_labels(self, labels_key: str, adata: AnnData | None = None) -> None:
         """Learn to name niches from labelled cells; the labels are kept with the model.
 
-        A linear head on the network's state for each cell, the cell's own principal components and their mean over its
-        30 nearest cells. The network itself stays as it is: labelled cells are few.
+        A linear head on the network's state for each cell, its niche (see :meth:`embed_niches`), the cell's first 30
+        principal components and their mean over its 30 nearest cells. The network itself stays as it is: labelled cells are few.
 
         Parameters
         ----------
@@ -685,11 +688,14 @@ class GeST(STModel):
         return pd.DataFrame(p, index=adata.obs_names, columns=pd.Index(self.module.classes, name="label"))
 
     def _label_features(self, adata: AnnData) -> np.ndarray:
-        """(n, 2 p + D): components of each cell, their mean around it, and the network's state for its place."""
-        own = np.concatenate([self.module.words.pcs(x).cpu().numpy() for x in self._blocks(adata)])
-        near = neighbour_index(*self._places(adata), n_neighbors=N_AROUND - 1)
-        around = (own + (N_AROUND - 1) * neighbour_mean(own, near)) / N_AROUND
-        return np.concatenate([own, around, self._states(adata)], axis=1)
+        """(n, F): components of each cell, their mean around it, the network's state for its place, and the niche."""
+        own = np.concatenate(
+            [self.module.words.pcs(x)[:, :LABEL_COMPONENTS].cpu().numpy() for x in self._blocks(adata)]
+        )
+        state = self._states(adata)
+        around = self._averaged(adata, own, N_AROUND - 1)
+        niche = self._averaged(adata, state, NICHE_NEIGHBORS)
+        return np.concatenate([own, around, state, niche], axis=1)
 
     # ------------------------------------------------------------------------------------------------------ the rest
 

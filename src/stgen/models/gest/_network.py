@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ...nn._grouped import PADDING, GroupedDecoder
 from ...nn._network import Batch, Loss, Network
-from ._config import GeSTConfig
+from ._config import LABEL_COMPONENTS, GeSTConfig
 from ._parts import SpatialBlock, place_sinusoid, quantized_place
 from ._vocabulary import Vocabulary
 
@@ -112,7 +112,7 @@ class GeSTNetwork(Network):
         return kept | {"classes": list(self.classes)}
 
     def _empty_head(self, classes: Sequence[str], n_components: int) -> None:
-        n_features = 2 * n_components + self.config.width
+        n_features = 2 * min(n_components, LABEL_COMPONENTS) + 2 * self.config.width
         self.keep_head(classes, torch.zeros(len(classes), n_features), torch.zeros(len(classes)))
 
     def keep_head(self, classes: Sequence[str], weight: Tensor, offset: Tensor) -> None:
