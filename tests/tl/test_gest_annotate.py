@@ -1,0 +1,204 @@
+"""Names of niches in one call: who teaches, what is written, what is refused before training."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+import stgen as stg
+from stgen import _keys
+
+TINY = {"width": 16, "n_layers": 1, "n_heads": 2, "n_meta_cells": 8}
+SHORT = {"max_epochs": 1, "batch_size": 32, "accelerator": "cpu"}
+FAST = {"model_kwargs": TINY, "train_kwargs": SHORT}
+N = 120
+WRITTEN = ["gest_niche", "gest_niche_probability"]
+
+
+@pytest.fixture(scope="module")
+def tissue():
+    import torch
+
+    torch.set_num_threads(1)
+    return stg.datasets.toy_tissue(
+        n_sections=2, n_patients=2, spots_per_section=N, n_genes=20, unit="cells", histology="none"
+    )
+
+
+@pytest.fixture
+def known(tissue):
+    return tissue[tissue.obs[_keys.LIBRARY] == "s1"].copy()
+
+
+@pytest.fixture
+def new(tissue):
+    """A section without labels."""
+    adata = tissue[tissue.obs[_keys.LIBRARY] == "s2"].copy()
+    del adata.obs["region"]
+    return adata
+
+
+@pytest.fixture(scope="module")
+def folder(tissue, tmp_path_factory):
+    """A model that knows expression, and no labels."""
+    path = tmp_path_factory.mktemp("kept") / "model"
+    stg.tl.gest_niche_embed(tissue[tissue.obs[_keys.LIBRARY] == "s1"].copy(), save=path, **FAST)
+    return path
+
+
+@pytest.fixture
+def model(folder):
+    return stg.models.GeST.load(folder, accelerator="cpu")
+
+
+def unchanged(before, after):
+    from stgen.testing import changed_slots
+
+    return changed_slots(before, after)
+
+
+def test_a_labelled_section_names_another(known, new, tmp_path):
+    before_known, before = known.copy(), new.copy()
+    assert stg.tl.gest_annotate(new, train_on=known, labels_key="region", save=tmp_path / "m", **FAST) is None
+    model = stg.models.GeST.load(tmp_path / "m", accelerator="cpu")
+    expected = model.annotate(before)
+    np.testing.assert_allclose(new.obsm["gest_niche_probability"], expected, rtol=1e-5)
+    assert list(new.obs["gest_niche"].cat.categories) == list(expected.columns)
+    np.testing.assert_array_equal(new.obs["gest_niche"], expected.idxmax(axis=1))
+    assert new.uns["gest_niche"]["n_learned"] == 0
+    assert list(new.uns["gest_niche"]["train_sections"]) == ["s1"]
+    assert new.uns["gest_niche"]["params"]["labels_key"] == "region"
+    del new.obs["gest_niche"], new.obsm["gest_niche_probability"], new.uns["gest_niche"]
+    assert not unchanged(before, new)
+    assert not unchanged(before_known, known)
+
+
+def test_a_model_that_knows_labels_needs_no_column(known, new, tmp_path):
+    again = new.copy()
+    stg.tl.gest_annotate(new, train_on=known, labels_key="region", save=tmp_path / "m", **FAST)
+    stg.tl.gest_annotate(again, model=tmp_path / "m")
+    np.testing.assert_array_equal(new.obsm["gest_niche_probability"], again.obsm["gest_niche_probability"])
+    assert "labels_key" not in again.uns["gest_niche"]["params"]
+
+
+def test_labelled_cells_teach_the_others(known):
+    truth = known.obs["region"].astype(str)
+    known.obs["some"] = truth.where(np.arange(N) % 3 == 0)
+    stg.tl.gest_annotate(known, labels_key="some", **FAST)
+    assert known.obs["gest_niche"].notna().all()
+    assert known.uns["gest_niche"]["n_learned"] == 40
+    assert known.obs["some"].isna().sum() == 80
+
+
+def test_a_model_is_taught_on_a_copy(known, model):
+    assert not model.module.classes
+    stg.tl.gest_annotate(known, labels_key="region", model=model)
+    assert not model.module.classes
+    assert known.uns["gest_niche"]["n_learned"] == N
+    model.learn_labels("region", known)
+    np.testing.assert_allclose(
+        known.obsm["gest_niche_probability"], model.annotate(known), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("way", ["itself", "model"])
+def test_labels_of_test_rows_are_not_read(way, tissue, model):
+    how = {"model": model} if way == "model" else FAST
+    adata = tissue.copy()
+    adata.obs[_keys.SPLIT] = np.where(adata.obs[_keys.LIBRARY] == "s1", _keys.TRAIN, _keys.TEST)
+    poisoned = adata.copy()
+    poisoned.obs["region"] = np.where(
+        adata.obs[_keys.LIBRARY] == "s1", adata.obs["region"].astype(str), "none"
+    )
+    for one in (adata, poisoned):
+        stg.tl.gest_annotate(one, labels_key="region", **how)
+    assert adata.uns["gest_niche"]["n_learned"] == N
+    np.testing.assert_array_equal(*(one.obsm["gest_niche_probability"] for one in (adata, poisoned)))
+    assert "none" not in set(poisoned.obs["gest_niche"])
+
+
+@pytest.mark.parametrize("kind", ["h5ad", "zarr"])
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
+def test_results_survive_files_and_come_back_as_tables(kind, known, model, tmp_path):
+    known.obs["region"] = known.obs["region"].astype(str).replace({"layer_1": "L2/3"})
+    stg.tl.gest_annotate(known, labels_key="region", model=model)
+    path = tmp_path / f"result.{kind}"
+    getattr(known, f"write_{kind}")(path)
+    back = getattr(ad, f"read_{kind}")(path)
+    pd.testing.assert_frame_equal(stg.get.niches(back), stg.get.niches(known), check_dtype=False)
+    assert "L2/3" in stg.get.niches(back)
+    assert stg.get.confusion(back, "region").to_numpy().sum() == N
+    stg.pl.confusion(back, "region")
+    stg.pl.niches(back)
+
+
+def test_a_result_replaces_one_of_its_kind_and_nothing_else(known, model):
+    for _ in range(2):
+        stg.tl.gest_annotate(known, labels_key="region", model=model)
+    known.obsm["mine_probability"] = np.zeros((N, 2))
+    for slot, key, name in (
+        ("obs", "region", "region"),
+        ("uns", _keys.TOY, _keys.TOY),
+        ("obsm", "mine_probability", "mine"),
+    ):
+        with pytest.raises(ValueError, match=rf"{slot}\['{key}'\] exists and is not an annotation of GeST"):
+            stg.tl.gest_annotate(known, labels_key="cell_type", model=model, key_added=name)
+
+
+def test_copy_leaves_the_original_alone(known, model):
+    before = known.copy()
+    changed = stg.tl.gest_annotate(known, labels_key="region", model=model, copy=True)
+    assert not unchanged(before, known)
+    assert "gest_niche" in changed.obs
+
+
+def one_class(adata):
+    adata.obs["region"] = "all"
+
+
+def no_label(adata):
+    adata.obs["region"] = np.nan
+
+
+def rare_class(adata):
+    adata.obs["region"] = ["rare", *["common"] * (N - 1)]
+
+
+@pytest.mark.parametrize("way", ["model", "itself", "train_on"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (one_class, r"obs\['region'\] must have at least two classes; found only 'all'"),
+        (no_label, r"obs\['region'\] must label some cells; all 120 are missing"),
+        (rare_class, "needs at least 2 cells; 'rare' has fewer"),
+    ],
+    ids=["one_class", "no_label", "rare_class"],
+)
+def test_labels_that_cannot_be_learned_are_refused_before_training(
+    way, spoil, message, known, new, model, monkeypatch
+):
+    monkeypatch.setattr(stg.models.GeST, "train", lambda *_, **__: pytest.fail("it trained first"))
+    spoil(known)
+    before = known.copy()
+    how = {"model": {"model": model}, "itself": FAST, "train_on": {"train_on": known, **FAST}}[way]
+    with pytest.raises(ValueError, match=message):
+        stg.tl.gest_annotate(new if way == "train_on" else known, labels_key="region", **how)
+    assert not unchanged(before, known)
+
+
+def test_a_call_that_makes_no_sense_is_refused(known, model):
+    with pytest.raises(
+        ValueError, match="`labels_key` must name the column of `obs` with the labels to learn"
+    ):
+        stg.tl.gest_annotate(known, **FAST)
+    with pytest.raises(ValueError, match=r"This GeST has learned no labels"):
+        stg.tl.gest_annotate(known, model=model)
+    with pytest.raises(KeyError, match=r"obs\['no'\] does not exist"):
+        stg.tl.gest_annotate(known, labels_key="no", model=model)
+    with pytest.raises(KeyError, match=r"obs\['no'\] does not exist"):
+        stg.tl.gest_annotate(known, labels_key="no", **FAST)
+    known.obs["mine"] = known.obs["region"]
+    with pytest.raises(ValueError, match=r"obs\['mine'\] exists and is not an annotation"):
+        stg.tl.gest_annotate(known, labels_key="mine", model=model, key_added="mine")
