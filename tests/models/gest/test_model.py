@@ -284,6 +284,13 @@ def test_isolated_cells_are_answered_by_the_nearest_and_flagged(fitted, section)
     np.testing.assert_allclose(made.X[0], fitted.module.words.profiles[word[0]], rtol=1e-5)
 
 
+def test_few_seen_cells_are_no_error(fitted, tissue):
+    """Each alone in its window: what they reach is answered, the rest is flagged."""
+    made = fitted.generate(tissue, mask=np.arange(tissue.n_obs) % 25 > 0)
+    assert np.isfinite(made.X).all() and made.obs["n_windows"].min() >= 0
+    np.testing.assert_array_equal(made.obs["isolated"], made.obs["n_windows"] == 0)
+
+
 def test_a_section_without_a_seen_cell_is_generated_and_flagged(fitted, tissue):
     gone = (tissue.obs[_keys.LIBRARY] == "s2").to_numpy()
     made = fitted.generate(tissue, mask=gone)
