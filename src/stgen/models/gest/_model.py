@@ -26,7 +26,7 @@ from ._annotation import N_AROUND, fitted_head, known_labels, probabilities
 from ._config import LABEL_COMPONENTS, NICHE_NEIGHBORS, GeSTConfig
 from ._counterfactual import Counterfactual, Tissue
 from ._generation import TOKENS_AT_ONCE, Cells, Trial, Windows, fill, inverse_distance
-from ._network import CORNERS, GeSTNetwork
+from ._network import TURNS, GeSTNetwork, turned
 from ._perturbation import check_rings
 from ._question import (
     Question,
@@ -235,8 +235,8 @@ class GeST(STModel):
     ) -> np.ndarray:
         """Niche of every cell: what the network makes of a window when asked for the place in its centre.
 
-        The state of the network for a cell's own place, averaged over the four corners from which a window can be put
-        in order, and over the cell and its nearest cells: a niche is larger than a cell, and single cells are noisy.
+        The state of the network for a cell's own place, averaged over the eight ways to turn and mirror its window – a
+        section may lie anyhow on its slide – and over the cell and its nearest cells: a niche is larger than a cell.
 
         Parameters
         ----------
@@ -266,10 +266,10 @@ class GeST(STModel):
         return (values + n_neighbors * neighbour_mean(values, near)) / (n_neighbors + 1)
 
     def _states(self, adata: AnnData, batch_size: int | None = None) -> np.ndarray:
-        """State of the network for each cell's own place (n, D), averaged over the corners."""
+        """State of the network for each cell's own place (n, D), averaged over turned and mirrored windows."""
         table = self._table(adata, targets=False)
         out = np.zeros((adata.n_obs, self.config.width), dtype=np.float32)
-        for rows, h in self._asked(table, batch_size=batch_size, corners=range(len(CORNERS))):
+        for rows, h in self._asked(table, batch_size=batch_size, turns=range(TURNS)):
             out[rows] = self.module.norm(h).mean(0).cpu().numpy()
         return out
 
@@ -280,9 +280,9 @@ class GeST(STModel):
         *,
         batch_size: int | None = None,
         itself: bool = True,
-        corners: Iterable[int] = (CORNER,),
+        turns: Iterable[int] = (0,),
     ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Hidden states (corners, B, D) of cells' own places, given the cells around them, windows of a size together.
+        """Hidden states (turns, B, D) of cells' own places, given the cells around them, windows of a size together.
 
         ``itself`` says whether a cell is among the cells around its place.
         """
@@ -307,7 +307,9 @@ class GeST(STModel):
                 size = size - 1
             query = torch.zeros(len(chunk), 1, 2, device=device)
             tokens, place = looks[cell.clamp(min=0)], module.places(offset)
-            states = [module.ask(tokens, place, size, query, corner=corner)[:, 0] for corner in corners]
+            states = [
+                module.ask(tokens, turned(place, how), size, query, corner=CORNER)[:, 0] for how in turns
+            ]
             yield asked[chunk].numpy(), torch.stack(states)
 
     def _left_out(self, table: CellTable, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -25,6 +25,8 @@ from ._vocabulary import Vocabulary
 
 CORNERS = torch.tensor([[-0.5, -0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]])
 """Corners of a window from which the order of its cells is measured."""
+TURNS = 8
+"""Ways to turn and mirror a square."""
 
 
 class GeSTNetwork(Network):
@@ -183,7 +185,7 @@ class GeSTNetwork(Network):
         if n < 2:
             return self._no_loss()
         if self.config.augment and self.training:
-            place = _turned(place, torch.randint(8, (b,), device=device, generator=generator))
+            place = turned(place, torch.randint(TURNS, (b,), device=device, generator=generator))
         corner = CORNERS.to(device)[torch.randint(4, (b,), device=device, generator=generator)]
         gumbel = -torch.empty(b, n, device=device).exponential_(generator=generator).log()
         order = self.order(place, size, corner=corner, noise=gumbel)
@@ -284,8 +286,9 @@ class GeSTNetwork(Network):
         return out
 
 
-def _turned(place: Tensor, how: Tensor) -> Tensor:
-    """Each window (B, N, 2) turned and mirrored in one of eight ways."""
+def turned(place: Tensor, how: int | Tensor) -> Tensor:
+    """Windows (B, N, 2) turned and mirrored in one of eight ways, or each in its own (B,)."""
+    how = torch.as_tensor(how, device=place.device).expand(len(place))
     swap, x, y = how % 2, 1 - 2 * (how // 2 % 2), 1 - 2 * (how // 4)
     place = torch.where(swap[:, None, None] == 1, place.flip(-1), place)
     return place * torch.stack([x, y], dim=-1)[:, None]
