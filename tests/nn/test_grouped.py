@@ -6,6 +6,7 @@ B batch, C context tokens, Q query tokens, D width.
 import pytest
 import torch
 
+from stgen.nn import _grouped
 from stgen.nn._attention import AdaptiveBlock
 from stgen.nn._grouped import (
     PADDING,
@@ -256,14 +257,10 @@ def test_extending_makes_a_new_cache_so_that_paths_can_branch(decoder, condition
 # -- slices = mask = dense, values and gradients -----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_slices_equal_the_mask_equal_dense_attention_in_value_and_gradient(decoder, condition, seed):
-    generator = torch.Generator().manual_seed(seed)
-    n, m = torch.randint(1, 12, (2,), generator=generator).tolist()
-    context_group = random_groups(n, generator).sort().values
-    query_group = random_groups(m, generator, low=0).sort().values
-    context, query = tokens(n, generator), tokens(m, generator)
-    weight = tokens(m, generator)
+def equal_in_value_and_gradient(decoder, condition, context_group, query_group, generator, *, forms):
+    """Every form says what dense attention behind a mask made by loops says."""
+    n, m = len(context_group), len(query_group)
+    context, query, weight = tokens(n, generator), tokens(m, generator), tokens(m, generator)
 
     def value_and_gradients(form):
         leaves = [x.clone().requires_grad_() for x in (context, query, condition)]
@@ -273,9 +270,53 @@ def test_slices_equal_the_mask_equal_dense_attention_in_value_and_gradient(decod
         return [answer.detach(), *(x.grad for x in leaves), *(p.grad.clone() for p in decoder.parameters())]
 
     dense = value_and_gradients(lambda *inputs: slow_decoder(decoder, *inputs))
-    for form in (decoder, decoder._masked):
+    for form in forms:
         for a, b in zip(value_and_gradients(form), dense, strict=True):
             close(a, b)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_slices_equal_the_mask_equal_dense_attention_in_value_and_gradient(decoder, condition, seed):
+    generator = torch.Generator().manual_seed(seed)
+    n, m = torch.randint(1, 12, (2,), generator=generator).tolist()
+    context_group = random_groups(n, generator).sort().values
+    query_group = random_groups(m, generator, low=0).sort().values
+    forms = (decoder, decoder._masked)
+    equal_in_value_and_gradient(decoder, condition, context_group, query_group, generator, forms=forms)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_bands_equal_dense_attention_in_value_and_gradient(decoder, condition, seed, monkeypatch):
+    """Groups of any size, in one stream or both, and bands larger and smaller than they."""
+    generator = torch.Generator().manual_seed(seed)
+    n, m = torch.randint(0, 16, (2,), generator=generator).tolist()
+    context_group = random_groups(n, generator, high=12).sort().values
+    query_group = random_groups(m + 1, generator, low=0, high=12).sort().values
+    monkeypatch.setattr(_grouped, "BAND", 1 + seed)
+    forms = (decoder._banded,)
+    equal_in_value_and_gradient(decoder, condition, context_group, query_group, generator, forms=forms)
+
+
+def test_groups_of_one_equal_dense_attention_in_value_and_gradient(decoder, condition):
+    """A sequence that is asked for token by token, in several bands of the usual size."""
+    generator, step = torch.Generator().manual_seed(0), torch.arange(130)
+    equal_in_value_and_gradient(decoder, condition, step, step + 1, generator, forms=(decoder,))
+
+
+def test_no_group_lies_in_two_bands_and_bands_are_about_as_large_as_said():
+    step = torch.arange(1000)
+    of_context, of_query = _grouped._bands(step, step + 1)
+    assert sum(of_context) == sum(of_query) == 1000 and len(of_context) == len(of_query) > 10
+    assert max(a + b for a, b in zip(of_context, of_query)) <= _grouped.BAND + 1
+    alike = torch.full((1000,), 7)
+    of_context, of_query = _grouped._bands(alike, alike)
+    assert max(of_context) == max(of_query) == 1000
+
+
+def test_tiny_groups_in_order_are_attended_to_band_by_band(decoder, condition, monkeypatch):
+    monkeypatch.setattr(GroupedDecoder, "_masked", None)
+    step, generator = torch.arange(60), torch.Generator().manual_seed(0)
+    decoder(tokens(60, generator), step, tokens(60, generator), step + 1, condition)
 
 
 def test_groups_in_order_are_attended_to_without_a_mask(decoder, condition, monkeypatch):
@@ -289,7 +330,7 @@ def test_groups_in_order_are_attended_to_without_a_mask(decoder, condition, monk
 # -- who reaches whom, by gradient -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["forward", "_masked", "cached"])
+@pytest.mark.parametrize("form", ["forward", "_masked", "_banded", "cached"])
 def test_only_earlier_groups_and_its_own_queries_reach_a_query(decoder, condition, form):
     generator = torch.Generator().manual_seed(7)
     context_group, query_group = torch.tensor([-1, -1, 0, 0, 1, 2, 2]), torch.tensor([0, 0, 1, 1, 2, 3])
@@ -332,6 +373,7 @@ def test_a_query_that_sees_nothing_but_itself_attends_to_itself(decoder, conditi
         x = block(x, lambda q, k, v: v, condition)
     close(answer, x)
     close(decoder._masked(nobody, group[:0], query, group, condition), x)
+    close(decoder._banded(nobody, group[:0], query, group, condition), x)
     close(decoder.read(decoder.start(), query, group, condition), x)
 
 
