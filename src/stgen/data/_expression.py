@@ -16,10 +16,11 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from stgen._warn import warn
 from stgen.nn._network import Batch
 
 from ._fields import CountsField, Facts, _row_blocks, check_counts, read_counts
-from ._names import align_genes, check_unique, some, warn
+from ._names import align_genes, check_unique, some
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -21,8 +21,9 @@ import pandas as pd
 from scipy import sparse
 
 from stgen import _keys
+from stgen._warn import warn
 
-from ._names import align_genes, check_unique, some, warn
+from ._names import align_genes, check_unique, some
 from ._places import check_one_section, check_scale
 
 if TYPE_CHECKING:

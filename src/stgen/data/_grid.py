@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from ._names import warn
+from stgen._warn import warn
 
 _NM = 1000.0
 """Nanometres in a µm."""

@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 import re
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-
-
-def warn(message: str) -> None:
-    """Warn at the line of the user's that led here, not at one of ours."""
-    frame, level = sys._getframe(1), 2
-    # torch wraps what runs without gradients
-    ours = ("stgen", "scvi", "torch")
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ours:
-        frame, level = frame.f_back, level + 1
-    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def check_unique(names: pd.Index, what: str, remedy: str) -> None:

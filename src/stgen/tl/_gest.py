@@ -13,7 +13,8 @@ import numpy as np
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._names import check_unique, some, warn
+from stgen._warn import warn
+from stgen.data._names import check_unique, some
 from stgen.pp._editing import check_adata, editable
 
 from ._gest_source import METHOD, Ready, Source, gest_record, quantization, ready_model, seen

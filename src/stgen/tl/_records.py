@@ -12,7 +12,8 @@ import pandas as pd
 
 import stgen
 from stgen import _keys
-from stgen.data._names import some, warn
+from stgen._warn import warn
+from stgen.data._names import some
 
 from ._evaluation_rows import TRAIN_PATIENTS, TRAIN_SECTIONS
 

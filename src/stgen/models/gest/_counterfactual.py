@@ -32,7 +32,9 @@ class Tissue:
     """Cells as the network and the statistic see them."""
 
     xy: np.ndarray
+    """(n, 2) µm."""
     section: np.ndarray
+    """(n,) codes of sections."""
     x: np.ndarray
     """(n, T) log-normalised expression."""
     label: np.ndarray

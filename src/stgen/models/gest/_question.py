@@ -46,15 +46,23 @@ class Question:
     region: np.ndarray
     """Rows of the region."""
     mode: str
+    """How expression changes."""
     genes: np.ndarray | None
     """Numbers of the changed genes."""
     profile: np.ndarray | None
+    """(T,) what replaces expression."""
     sigma_um: float | None
+    """Width of the change, µm; ``None`` changes the whole region alike."""
     edges: np.ndarray
+    """Edges of the rings, µm."""
     null: str
+    """What the effect is judged against."""
     n_shams: int
+    """Sham changes."""
     max_pairs: int
+    """Pairs of instance and control at most."""
     alpha: float
+    """False discovery rate."""
     instance: np.ndarray | None
     """(n,) cells of the type the user names; without it, cells that look changed."""
     kind: np.ndarray

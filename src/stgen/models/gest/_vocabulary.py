@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from stgen.data._names import warn
+from stgen._warn import warn
 
 Rows = Callable[[], Iterable[Tensor]]
 """Cells × genes in batches; each call begins again with the first cell, in the same order."""
