@@ -83,7 +83,13 @@ class Options:
     figure: Path | None = None
 
 
-QUICK = {"seeds": (0,), "toy": ToySize(3, 1, 160, 60), "max_folds": 2, "datasets": ("her2st_he", "toy"), "without_place": False}
+QUICK = {
+    "seeds": (0,),
+    "toy": ToySize(3, 1, 160, 60),
+    "max_folds": 2,
+    "datasets": ("her2st_he", "toy"),
+    "without_place": False,
+}
 """What ``--quick`` changes: under ten minutes on two cores."""
 
 ABLATIONS: dict[str, Callable[[int], dict[str, Any]]] = {
@@ -714,7 +720,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder that holds the folders of real sections")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--datasets", help="folders of DIR, 'toy' and 'toy_small'; default her2st_he,toy,toy_small")
+    parser.add_argument(
+        "--datasets", help="folders of DIR, 'toy' and 'toy_small'; default her2st_he,toy,toy_small"
+    )
     parser.add_argument("--seeds", help="seeds of trained methods, default 0,1,2")
     parser.add_argument(
         "--quick", action="store_true", help="one seed, smaller toy tissue, no place-free GenAR"
