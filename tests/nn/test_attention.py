@@ -92,6 +92,13 @@ def test_a_block_is_blind_to_the_order_of_tokens():
     torch.testing.assert_close(block(x[:, order], dense, condition), block(x, dense, condition)[:, order])
 
 
+@pytest.mark.parametrize("m", [0, 2, N])
+def test_where_only_the_last_tokens_are_attended_for_a_block_answers_for_these(m):
+    block, x, condition = AdaptiveBlock(D, 2, C).eval(), torch.randn(B, N, D), torch.randn(B, C)
+    last = block(x, lambda q, k, v: dense(q[:, :, N - m :], k, v), condition)
+    torch.testing.assert_close(last, block(x, dense, condition)[:, N - m :])
+
+
 def test_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ValueError, match="Width 10 must be a multiple of the 4 heads"):
         AdaptiveBlock(10, 4, C)

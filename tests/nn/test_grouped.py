@@ -236,6 +236,17 @@ def test_places_decoded_at_once_equal_places_decoded_alone(decoder, condition):
         close(at_once[:, i : i + 1], decoder.read(cache, query[:, i : i + 1], torch.tensor([7]), condition))
 
 
+@pytest.mark.parametrize("form", ["forward", "_masked", "_banded"])
+def test_the_last_block_answers_for_queries_alone(decoder, condition, form):
+    """All else would be thrown away."""
+    generator, seen = torch.Generator().manual_seed(13), []
+    for block in decoder.blocks:
+        block.ffn.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
+    step = torch.arange(5)
+    getattr(decoder, form)(tokens(5, generator), step, tokens(5, generator), step + 1, condition)
+    assert seen == [10, 5]
+
+
 def test_reading_leaves_the_cache_as_it_is(decoder, condition):
     generator = torch.Generator().manual_seed(5)
     cache = decoder.extend(decoder.start(), tokens(4, generator), torch.tensor([-1, 0, 0, 1]), condition)

@@ -1,8 +1,9 @@
 """Transformer parts: attention on unit-length queries and keys, a norm steered by a condition, the block of both.
 
 B batch, N tokens, D width, H heads, C condition width. A block never chooses whom its tokens see: it hands
-q, k, v (B, H, N, D/H) to ``attend`` and gets (B, H, N, D/H) back, so that the same block serves a dense pass,
-a sliced pass and a cached one (see :mod:`stgen.nn._grouped`).
+q, k, v (B, H, N, D/H) to ``attend`` and gets (B, H, M, D/H) back, so that the same block serves a dense pass,
+a sliced pass and a cached one (see :mod:`stgen.nn._grouped`). M is N, or less where only the last M tokens are
+wanted; the block then answers for these.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class AdaptiveBlock(nn.Module):
         )
         q = F.normalize(q, dim=-1) * self.log_temperature.clamp(max=math.log(100.0)).exp()
         seen = attend(q, F.normalize(k, dim=-1), v).transpose(1, 2).flatten(2)
+        x = x[:, x.shape[1] - seen.shape[1] :]
         x = x + self.drop_path(gate * self.dropout(self.project(seen)))
         normed, gate = self.ffn_norm(x, condition)
         return x + self.drop_path(gate * self.dropout(self.ffn(normed)))

@@ -13,17 +13,21 @@ So a training pass over all groups at once equals answering group after group, a
 cache of the context (:meth:`GroupedDecoder.extend`, :meth:`GroupedDecoder.read`).
 
 B batch, D width, H heads, C context tokens, Q query tokens. Groups are (C,) and (Q,) when the batch shares them,
-(B, C) and (B, Q) otherwise. Blocks are passed in: ``block(x, attend, condition) -> x``.
+(B, C) and (B, Q) otherwise. Blocks are passed in: ``block(x, attend, condition) -> x``; where ``attend`` answers for
+the last tokens alone, so does the block. Nobody reads what the last block would make of the context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ._attention import Attend
 
 PADDING = torch.iinfo(torch.int64).max
 """Group of a context token that nobody may see."""
@@ -117,12 +121,19 @@ class GroupedDecoder(nn.Module):
 
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             seen = masked_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], context_mask)
-            return torch.cat([seen, masked_attention(q[:, :, n:], k, v, query_mask)], dim=2)
+            return torch.cat([seen, attend_last(q, k, v)], dim=2)
 
-        x = torch.cat([context, query], dim=1)
-        for block in self.blocks:
+        def attend_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return masked_attention(q[:, :, n:], k, v, query_mask)
+
+        return self._through(torch.cat([context, query], dim=1), attend, attend_last, condition)
+
+    def _through(self, x: Tensor, attend: Attend, attend_last: Attend, condition: Tensor) -> Tensor:
+        """Queries after all blocks, the last of which answers for them alone."""
+        *blocks, last = self.blocks
+        for block in blocks:
             x = block(x, attend, condition)
-        return x[:, n:]
+        return last(x, attend_last, condition)
 
     def _sliced(
         self,
@@ -138,7 +149,7 @@ class GroupedDecoder(nn.Module):
         visible = [tuple(range(i + 1)) for i in range(n)]
         for i, run in enumerate(query_runs):
             visible.append((*range(sum(earlier.group < run.group for earlier in context_runs)), n + i))
-        return self._by_pieces(context, query, sizes, visible, [None] * len(sizes), condition)
+        return self._by_pieces(context, query, sizes, n, visible, [None] * len(sizes), condition)
 
     def _banded(
         self, context: Tensor, context_group: Tensor, query: Tensor, query_group: Tensor, condition: Tensor
@@ -157,33 +168,32 @@ class GroupedDecoder(nn.Module):
             masks.append(
                 torch.cat([query_sees_context(own, context_group[:past]), query_sees_query(own)], dim=-1)
             )
-        return self._by_pieces(context, query, of_context + of_query, visible, masks, condition)
+        return self._by_pieces(context, query, of_context + of_query, n, visible, masks, condition)
 
     def _by_pieces(
         self,
         context: Tensor,
         query: Tensor,
         sizes: Sequence[int],
+        n_context: int,
         visible: Sequence[tuple[int, ...]],
         masks: Sequence[Tensor | None],
         condition: Tensor,
     ) -> Tensor:
-        """Tokens of both streams cut into pieces; each attends to the pieces visible to it, behind its mask."""
+        """Tokens cut into pieces, the first of context; each attends to the pieces visible to it, behind its mask."""
 
-        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, first: int = 0) -> Tensor:
             # pieces are put together anew for each: slices of the whole would each cost a whole in the backward pass
             queries, keys, values = (part.split(sizes, dim=2) for part in (q, k, v))
             seen = []
-            for own, pieces, mask in zip(queries, visible, masks, strict=True):
+            for own, pieces, mask in list(zip(queries, visible, masks, strict=True))[first:]:
                 if own.shape[2]:
                     key, value = (torch.cat([part[i] for i in pieces], dim=2) for part in (keys, values))
                     seen.append(attention(own, key, value, mask))
-            return torch.cat(seen, dim=2)
+            return torch.cat(seen, dim=2) if seen else q[:, :, :0]
 
-        x = torch.cat([context, query], dim=1)
-        for block in self.blocks:
-            x = block(x, attend, condition)
-        return x[:, context.shape[1] :]
+        attend_last = partial(attend, first=n_context)
+        return self._through(torch.cat([context, query], dim=1), attend, attend_last, condition)
 
     def start(self) -> Cache:
         """An empty cache."""
@@ -204,7 +214,9 @@ class GroupedDecoder(nn.Module):
                     k, v = torch.cat([cache.keys[i], k], dim=2), torch.cat([cache.values[i], v], dim=2)
                 keys.append(k)
                 values.append(v)
-                return masked_attention(q, k, v, mask_or_none)
+                # of the last block only keys and values are kept
+                last = i == len(self.blocks) - 1
+                return q[:, :, :0] if last else masked_attention(q, k, v, mask_or_none)
 
             context = block(context, attend, condition)
         return Cache(keys, values, both)

@@ -375,6 +375,18 @@ def test_the_distance_bias_equals_an_explicit_one(masked):
     assert (found - far).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("m", [0, 2, 5])
+def test_where_only_the_last_tokens_are_attended_for_a_block_answers_for_these(m):
+    block = SpatialBlock(8, 2, ffn_ratio=2, dropout=0.1, distance_bias=True).eval()
+    x, place = torch.randn(3, 5, 8, generator=seeded()), torch.rand(3, 5, 2, generator=seeded())
+
+    def dense(q, k, v):
+        return (q @ k.transpose(-1, -2)).softmax(-1) @ v
+
+    last = block(x, lambda q, k, v: dense(q[:, :, 5 - m :], k, v), place)
+    torch.testing.assert_close(last, block(x, dense, place)[:, 5 - m :])
+
+
 def test_without_place_a_window_is_a_bag_of_places():
     """Moving cells and queries changes nothing if the network is not told where they are."""
     net = make_network(use_place=False)

@@ -72,6 +72,7 @@ class SpatialBlock(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 q, k = _with_distance(q.float(), k.float(), condition.float(), self.log_scale)
                 seen = attend(q, k, F.pad(v.float(), (0, _EXTRA)))[..., :-_EXTRA]
+        x = x[:, x.shape[1] - seen.shape[2] :]
         x = x + self.dropout(self.project(seen.transpose(1, 2).flatten(2)))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
 
