@@ -7,7 +7,8 @@ One process, so that ratios mean something: forms take turns, medians are told, 
 before it is timed.
 
 1. windows: share of a training step that finding them takes, and the same windows by distances to all cells.
-2. attention of a training step: bands of tokens against one mask over all (the loss and its gradient are one).
+2. a training step: bands of tokens in attention and a last block that answers for queries alone, against one mask
+   over all tokens in all blocks (the loss and its gradient are one).
 3. vocabulary: matrices folded with it once a step, against going through T genes for every token, in and out.
 4. a niche: N cells and one query, against the 2N + 1 tokens that training runs.
 5. unseen places: cells encoded once and all places of a window read together, against a pass for every place.
@@ -27,8 +28,9 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,13 @@ from stgen.data._grid import default_window_um
 from stgen.data._loaders import Batches
 from stgen.models.gest._generation import Windows
 from stgen.models.gest._network import CORNERS, GeSTNetwork
-from stgen.nn._grouped import GroupedDecoder
+from stgen.nn._grouped import (
+    GroupedDecoder,
+    context_sees_context,
+    masked_attention,
+    query_sees_context,
+    query_sees_query,
+)
 from stgen.nn._network import Batch
 
 if TYPE_CHECKING:
@@ -82,7 +90,7 @@ QUICK = Sizes(
 # -- measuring ------------------------------------------------------------------------------------------------------
 
 
-def race(forms: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+def race(forms: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
     """Seconds of each form, which take turns: a busy moment of the machine meets all. The first round warms up."""
     seconds: dict[str, list[float]] = {form: [] for form in forms}
     for repeat in range(repeats + 1):
@@ -94,7 +102,7 @@ def race(forms: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[fl
     return seconds
 
 
-def compared(what: str, forms: dict[str, Callable[[], Any]], repeats: int, **facts: Any) -> list[Row]:
+def compared(what: str, forms: Mapping[str, Callable[[], Any]], repeats: int, **facts: Any) -> list[Row]:
     """A row for each form; ``times`` is what a form costs over the first, pair by pair."""
     seconds = race(forms, repeats)
     first = next(iter(seconds.values()))
@@ -237,11 +245,36 @@ def train_step(net: GeSTNetwork, batch: Batch, optimiser: torch.optim.Optimizer)
 # -- 2. attention ----------------------------------------------------------------------------------------------------
 
 
+def in_full(
+    self: GroupedDecoder,
+    context: Tensor,
+    context_group: Tensor,
+    query: Tensor,
+    query_group: Tensor,
+    condition: Tensor,
+) -> Tensor:
+    """Every token in every block, each stream behind one mask."""
+    n = context.shape[1]
+    context_mask = context_sees_context(context_group)
+    query_mask = torch.cat(
+        [query_sees_context(query_group, context_group), query_sees_query(query_group)], dim=-1
+    )
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        seen = masked_attention(q[:, :, :n], k[:, :, :n], v[:, :, :n], context_mask)
+        return torch.cat([seen, masked_attention(q[:, :, n:], k, v, query_mask)], dim=2)
+
+    x = torch.cat([context, query], dim=1)
+    for block in self.blocks:
+        x = block(x, attend, condition)
+    return x[:, n:]
+
+
 @contextmanager
-def one_mask() -> Iterator[None]:
-    """Attention behind one mask, as if no group could be left out."""
+def decoded(form: Callable[..., Tensor]) -> Iterator[None]:
+    """Tiny groups in order take another form of the decoder."""
     banded = GroupedDecoder._banded
-    GroupedDecoder._banded = GroupedDecoder._masked  # type: ignore[method-assign]
+    GroupedDecoder._banded = form  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -260,21 +293,24 @@ def attention(net: GeSTNetwork, sizes: Sizes) -> list[Row]:
             return loss.item(), torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
         (loss, fast), apart = gradient(), {}
-        with one_mask():
+        with decoded(in_full):
             plain_loss, plain = gradient()
         apart["loss"] = check_same("loss by bands", loss, plain_loss)
         apart["gradient"] = check_same("gradient by bands", fast, plain, allowed=1e-3)
         optimiser = torch.optim.AdamW(net.parameters(), lr=0.0)
 
-        def by_bands(batch: Batch = batch, optimiser: torch.optim.Optimizer = optimiser) -> None:
-            train_step(net, batch, optimiser)
-
-        def by_mask(batch: Batch = batch, optimiser: torch.optim.Optimizer = optimiser) -> None:
-            with one_mask():
+        def step(
+            form: Callable[..., Tensor], batch: Batch = batch, optimiser: torch.optim.Optimizer = optimiser
+        ) -> None:
+            with decoded(form):
                 train_step(net, batch, optimiser)
 
         net.train()
-        forms = {"bands": by_bands, "one mask": by_mask}
+        forms = {
+            "bands": partial(step, GroupedDecoder._banded),
+            "one mask": partial(step, GroupedDecoder._masked),
+            "one mask, all blocks": partial(step, in_full),
+        }
         rows += compared("training step", forms, sizes.repeats, n_cells=n_cells, batch_size=4, apart=apart)
         net.eval()
     return rows
@@ -384,26 +420,23 @@ def places(model: GeST, adata: AnnData, net: GeSTNetwork, sizes: Sizes) -> list[
         for i in range(n):
             column = asked.is_asked[:, i]
             if column.any():
-                one = Windows(
-                    *(part[column] for part in asked[:3]),
-                    asked.query[column, i : i + 1],
-                    column[column, None],
-                )
-                answers[column, i] = ask(one)
+                label, size, offset = asked.label[column], asked.size[column], asked.offset[column]
+                query = asked.query[column, i : i + 1]
+                answers[column, i] = ask(Windows(label, size, offset, query, column[column, None]))
         return answers[asked.is_asked]
 
     def fill(how: Callable[[Windows], np.ndarray]) -> np.ndarray:
-        model._ask = how  # type: ignore[method-assign]
+        model._ask = how  # type: ignore[method-assign, assignment]
         try:
             return np.asarray(model.generate(adata, mask=hole, interpolate=False).X)
         finally:
             del model._ask
 
     apart = check_same("filled hole", fill(ask), fill(alone))
-    forms = {"read together": lambda: fill(ask), "a pass for each": lambda: fill(alone)}
+    fills = {"read together": lambda: fill(ask), "a pass for each": lambda: fill(alone)}
     repeats = max(1, sizes.repeats // 5)
     return rows + compared(
-        "filled hole", forms, repeats, n=adata.n_obs, n_places=int(hole.sum()), apart=apart
+        "filled hole", fills, repeats, n=adata.n_obs, n_places=int(hole.sum()), apart=apart
     )
 
 
@@ -435,17 +468,20 @@ def embedding(model: GeST, small: AnnData, large: AnnData, sizes: Sizes) -> list
 
     check_some_rows(model, tables["small section"], chosen["small section"][:50])
     forms = {name: lambda name=name: some(name) for name in tables}
-    for row in compared("cost of a cell", forms, max(2, sizes.repeats // 5)):
+    for row in compared("cost of a cell", forms, max(2, sizes.repeats // 2)):
         name = row["form"]
         row["seconds"] = row["seconds"] / len(chosen[name]) + made[name]
-        rows.append(row | {"n": len(tables[name]), "seconds_of_table": made[name]})
+        # windows at the border of a section hold fewer cells, and a small section has more border
+        n_cells = float(tables[name].sizes(torch.from_numpy(chosen[name])).float().mean())
+        rows.append(row | {"n": len(tables[name]), "n_cells": n_cells, "seconds_of_table": made[name]})
     rows[-1]["times"] = rows[-1]["seconds"] / rows[-2]["seconds"]
     return rows
 
 
 def check_some_rows(model: GeST, table: CellTable, rows: np.ndarray) -> None:
     """Windows of a size together say what each window says alone."""
-    module, together = model.module, {}
+    module = model.module
+    together: dict[int, Tensor] = {}
     for some_rows, h in model._asked(table, rows):
         together.update(zip(some_rows.tolist(), h[0], strict=True))
     for row, state in together.items():
