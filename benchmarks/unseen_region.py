@@ -12,6 +12,9 @@ of the published values, where those are no counts). The squared error is taken 
 correlation per gene over all held-out cells of a section: over all genes, and over the 50 whose seen cells agree most
 with their neighbours (Moran's I).
 
+With ``--ablations`` GeST is trained as it is and without each of its parts, on the same squares, and no baseline is run
+but the mean profile; the network's answer alone, without what is interpolated, stands beside each.
+
 A section with one hole of 40 % of its cells shows whether generation drifts: the error by round of generation, beside
 that of baselines on the same cells (first seed only).
 """
@@ -37,6 +40,7 @@ from scipy import sparse
 import stgen as stg
 from stgen import _keys, metrics
 from stgen.baselines import place_baselines, unseen_squares
+from stgen.data._grid import default_window_um
 from stgen.data._windows import neighbour_index
 from stgen.metrics._bootstrap import draw_weights, pearson_draws
 
@@ -49,6 +53,19 @@ HOLE = 0.4
 N_TOP = 50
 MODEL = "GeST"
 READ_OUTS = {"weighted": "GeST (weighted)", "picked": "GeST (picked)"}
+ALONE = "GeST, network alone"
+"""Without the interpolation of what windows do not explain."""
+WITHOUT: dict[str, dict[str, Any]] = {
+    "without the hierarchical loss": {"levels": ()},
+    "without quantisation (regression)": {"quantized": False},
+    "random order": {"order": 0.0},
+    "order as written (a = 1)": {"order": 1.0},
+    "without place": {"use_place": False, "distance_bias": False},
+    "without heads that know distances": {"distance_bias": False},
+    "windows of half the area": {"window_area": 0.5},
+    "windows of twice the area": {"window_area": 2.0},
+}
+"""Ablations: fields of the config that are changed; ``window_area`` is in units of the default window's."""
 CEILING = "nearest meta cell"
 """The truth itself, replaced by its meta cell: about the best that an answer can be which picks one."""
 ALL_SEEN = "kNN, nothing hidden"
@@ -91,6 +108,8 @@ class Options:
     max_epochs: int | None = None
     """Of GeST; ``None`` is its own default."""
     with_model: bool = True
+    ablations: bool = False
+    """Run GeST without each of its parts instead of beside baselines."""
     holes: bool = True
     """Whether one large hole is filled too."""
     quick: bool = False
@@ -320,6 +339,10 @@ def run_gest(task: Task, seed: int, max_epochs: int | None = None, **changes: An
     # what is hidden is not there: a model that peeks finds nothing
     whole.X[task.hidden] = 0
     GeST.setup_anndata(seen, expression="log", library_key=_keys.LIBRARY)
+    area = changes.pop("window_area", None)
+    if area is not None:
+        codes = np.unique(task.section[task.seen], return_inverse=True)[1]
+        changes["window_um"] = default_window_um(task.xy[task.seen], codes) * math.sqrt(area)
     with measured() as training:
         model = GeST(seen, random_state=seed, **changes)
         model.train(max_epochs, random_state=seed)
@@ -336,7 +359,23 @@ def run_gest(task: Task, seed: int, max_epochs: int | None = None, **changes: An
     for read_out, method in READ_OUTS.items():
         yield Answer(method, "model", answers[read_out], cost, facts)
         cost = None
+    alone = model.generate(whole, mask=task.hidden, interpolate=False)[:, task.genes]
+    yield Answer(ALONE, "model", _dense(alone.X), None)
     forget(seen)
+
+
+def run_ablations(task: Task, seed: int, max_epochs: int | None = None) -> Iterator[Answer]:
+    """GeST, and GeST without each of its parts; of each the whole answer and that of the network alone."""
+    whole = READ_OUTS["weighted"]
+    for part, changes in {"": {}, **WITHOUT}.items():
+        for answer in run_gest(task, seed, max_epochs, **changes):
+            if answer.method in (whole, ALONE):
+                name = (
+                    answer.method
+                    if not part
+                    else f"{part}{'' if answer.method == whole else ', network alone'}"
+                )
+                yield answer._replace(method=name)
 
 
 def forget(adata: Any) -> None:
@@ -449,7 +488,12 @@ class Comparison:
             methods = self.results.methods(dataset)
             models = [m for m in methods if self.results.kinds[m] == "model"]
             for method in models:
-                entries += self.against(dataset, method, [m for m in methods if m != method])
+                others = [m for m in methods if m != method]
+                if any(method.startswith(part) for part in WITHOUT):
+                    others = [ALONE if method.endswith("alone") else READ_OUTS["weighted"]]
+                entries += self.against(
+                    dataset, method, [m for m in others if not any(m.startswith(part) for part in WITHOUT)]
+                )
             for method in methods:
                 if self.results.kinds[method] == "baseline":
                     entries += self.against(
@@ -642,7 +686,7 @@ def run(options: Options, command: str = "") -> tuple[Comparison, dict[str, Any]
                     comparison.add(task, seed, answer)
                     remember(note, seed, answer)
                     _progress(start, name, tissue.name, seed, answer, comparison)
-        if options.holes and options.with_model:
+        if options.holes and options.with_model and not options.ablations:
             for tissue in tissues:
                 fill_hole(comparison.results, tissue, options.seeds[0], options)
     paired = comparison.paired()
@@ -655,7 +699,8 @@ def run(options: Options, command: str = "") -> tuple[Comparison, dict[str, Any]
         "options": {
             "n_squares": N_SQUARES,
             "share": SHARE,
-            "hole": HOLE if options.holes and options.with_model else None,
+            "hole": HOLE if options.holes and options.with_model and not options.ablations else None,
+            "without": WITHOUT if options.ablations else None,
             "n_rounds": options.n_rounds,
             "max_cells": options.max_cells,
             "max_epochs": options.max_epochs,
@@ -671,6 +716,10 @@ def run(options: Options, command: str = "") -> tuple[Comparison, dict[str, Any]
 
 def answers_of(task: Task, seed: int, options: Options) -> Iterator[Answer]:
     """Every method on one tissue."""
+    if options.ablations:
+        yield from run_baselines(task, seed, options.n_rounds, ("mean profile",))
+        yield from run_ablations(task, seed, options.max_epochs)
+        return
     yield from run_baselines(task, seed, options.n_rounds)
     yield from run_ceiling(task, seed)
     if options.with_model:
@@ -755,6 +804,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         "--max-epochs", type=int, help="train GeST shorter than its default (for trying the script)"
     )
     parser.add_argument("--no-holes", action="store_true", help="leave the large hole out")
+    parser.add_argument(
+        "--ablations", action="store_true", help="GeST without each of its parts, no baselines"
+    )
     parser.add_argument("--baselines-only", action="store_true", help="leave GeST out")
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = dict(QUICK) if given.quick else {}
@@ -769,6 +821,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         max_epochs=given.max_epochs,
         with_model=not given.baselines_only,
         holes=not given.no_holes,
+        ablations=given.ablations,
     )
     return replace(options, **changes), given.out
 

@@ -53,19 +53,21 @@ class Fake:
     """A model with the verbs of GeST that writes down what it is given; it copies the nearest seen cell."""
 
     given: list[Any] = []
+    changed: list[dict[str, Any]] = []
 
     @classmethod
     def setup_anndata(cls, adata: Any, *, expression: str, library_key: str) -> None:
         assert expression == "log"
         cls.given.append(adata)
 
-    def __init__(self, adata: Any, *, random_state: int) -> None:
+    def __init__(self, adata: Any, *, random_state: int, **changes: Any) -> None:
         self.adata, self.random_state = adata, random_state
+        self.changed.append(changes)
 
     def train(self, max_epochs: int | None = None, *, random_state: int) -> None:
         assert random_state == self.random_state
 
-    def generate(self, adata: Any, *, mask: np.ndarray) -> anndata.AnnData:
+    def generate(self, adata: Any, *, mask: np.ndarray, interpolate: bool = True) -> anndata.AnnData:
         self.given.append((adata, mask))
         made = adata[mask].copy()
         for name in np.unique(made.obs[_keys.LIBRARY]):
@@ -152,7 +154,7 @@ def test_error_by_round_of_the_hole_is_told_for_all_methods_on_the_same_cells(ra
 
 
 def test_the_model_never_gets_a_hidden_cell(ran):
-    trained, asked = ran.given[::2], ran.given[1::2]
+    trained, asked = ran.given[::3], ran.given[1::3]  # asked twice: with interpolation and without
     assert len(trained) == 2 * 2 + 2  # tissues × seeds, and the holes
     for adata, (whole, mask) in zip(trained, asked, strict=True):
         assert not set(whole.obs_names[mask]) & set(adata.obs_names)
@@ -298,3 +300,27 @@ def test_gain_of_knn_over_the_mean_profile_is_small_on_real_sections(benchmark, 
             comparison.add(task, seed, benchmark.Answer(baseline.name, baseline.kind, answer, None))
     rmse = comparison.table(tissue.dataset)["rmse"]
     assert low < rmse["mean profile"] - rmse["kNN"] < high
+
+
+def test_ablations_change_one_part_each_and_are_paired_with_the_whole(benchmark, folder, monkeypatch):
+    monkeypatch.setattr(stgen.models, "GeST", Fake, raising=False)
+    monkeypatch.setattr(benchmark, "forget", lambda adata: None)
+    Fake.changed.clear()
+    out = folder / "ablations.json"
+    benchmark.main(
+        ["--data", str(folder), "--out", str(out), "--datasets", "study", "--seeds", "0", "--ablations"]
+    )
+    written = json.loads(out.read_text())
+    parts = list(benchmark.WITHOUT)
+    assert len(Fake.changed) == 2 * (1 + len(parts))  # two tissues
+    assert Fake.changed[0] == {} and {"levels": ()} in Fake.changed and {"quantized": False} in Fake.changed
+    windows = [changes["window_um"] for changes in Fake.changed if "window_um" in changes]
+    assert windows[1] == pytest.approx(2 * windows[0])
+    pairs = {
+        (pair["method"], pair["against"])
+        for pair in written["paired"]
+        if pair["method"].startswith(tuple(parts))
+    }
+    assert pairs == {(part, "GeST (weighted)") for part in parts} | {
+        (f"{part}, network alone", "GeST, network alone") for part in parts
+    }

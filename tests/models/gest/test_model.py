@@ -291,10 +291,12 @@ def test_few_seen_cells_are_no_error(fitted, tissue):
     np.testing.assert_array_equal(made.obs["isolated"], made.obs["n_windows"] == 0)
 
 
-def test_a_section_without_a_seen_cell_is_generated_and_flagged(fitted, tissue):
+def test_a_section_without_a_seen_cell_is_refused(fitted, tissue):
     gone = (tissue.obs[_keys.LIBRARY] == "s2").to_numpy()
-    made = fitted.generate(tissue, mask=gone)
-    assert made.n_obs == gone.sum() and made.obs["isolated"].all() and np.isfinite(made.X).all()
+    with pytest.raises(
+        ValueError, match=r"leave some cells of every section to see; it names all of s2.*unmask"
+    ):
+        fitted.generate(tissue, mask=gone)
 
 
 def test_new_places_are_answered_like_masked_cells(fitted, tissue):

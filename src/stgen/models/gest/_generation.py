@@ -16,6 +16,7 @@ import numpy as np
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from stgen.baselines import GaussianProcess
 from stgen.data._grid import CellGrid
 from stgen.data._places import spot_pitch
 
@@ -23,6 +24,10 @@ TOKENS_AT_ONCE = 8192
 """Cells in the windows of one batch when the model is applied."""
 N_AROUND, POWER = 300, 1.5
 """Nearest cells whose unexplained expression is averaged for a place, and the power of distance they lose weight by."""
+N_TRIED = 1000
+"""Seen cells that decide how much of that average is added."""
+N_OF_SURFACE, LEAST_OF_SURFACE = 10_000, 200
+"""Cells at most, and at least, through which a surface of unexplained expression is laid."""
 _TIED = 16
 """Cells more than asked for that are looked at, because cells of a lattice are equally far."""
 
@@ -186,35 +191,56 @@ def inverse_distance(
     )
 
 
-class Trial:
-    """The average of unexplained expression around places, and how well the same average does on cells left out.
+class Unexplained:
+    """What cells of a section express beyond what their windows say, carried to places nearby.
 
-    Fed with the unexplained expression of cells, some at a time.
+    The mean of two answers: the average by inverse distance, times the share of it that explains cells left out; and
+    a Gaussian process, which knows directions and lengths. Fed with the unexplained expression of cells, some at a time.
+
+    Parameters
+    ----------
+    cells
+        In an order that depends on their places alone.
+    places
+        Of the same section.
     """
 
-    def __init__(self, cells: Cells, places: Cells, tried: np.ndarray, n_genes: int) -> None:
-        unit = spot_pitch(*cells) or 1.0
-        self.tried = tried
+    def __init__(self, cells: Cells, places: Cells, n_genes: int) -> None:
+        unit, n = spot_pitch(*cells) or 1.0, len(cells.xy)
+        self.cells, self.places = cells, places
+        self._tried = np.arange(0, n, max(1, n // N_TRIED))
+        self._kept = np.arange(0, n, -(-n // N_OF_SURFACE))
         self._at_places = inverse_distance(cells, places, unit=unit)
-        self._at_tried = inverse_distance(cells, cells.at(tried), unit=unit, leave_out=True)
+        self._at_tried = inverse_distance(cells, cells.at(self._tried), unit=unit, leave_out=True)
         self._average = np.zeros((len(places.xy), n_genes), dtype=np.float32)
-        self._around = np.zeros((len(tried), n_genes), dtype=np.float32)
-        self._own = np.zeros((len(tried), n_genes), dtype=np.float32)
+        self._around = np.zeros((len(self._tried), n_genes), dtype=np.float32)
+        self._of_tried = np.zeros((len(self._tried), n_genes), dtype=np.float32)
+        self._of_kept = np.zeros((len(self._kept), n_genes), dtype=np.float32)
 
     def add(self, rows: np.ndarray, unexplained: np.ndarray) -> None:
         """Take in cells ``rows``, each once."""
         self._average += self._at_places[:, rows] @ unexplained
         self._around += self._at_tried[:, rows] @ unexplained
         order = np.argsort(rows)
-        found = order[np.searchsorted(rows[order], self.tried).clip(max=len(rows) - 1)]
-        mine = rows[found] == self.tried
-        self._own[mine] = unexplained[found[mine]]
+        for wanted, out in ((self._tried, self._of_tried), (self._kept, self._of_kept)):
+            found = order[np.searchsorted(rows[order], wanted).clip(max=len(rows) - 1)]
+            is_here = rows[found] == wanted
+            out[is_here] = unexplained[found[is_here]]
 
-    def answer(self) -> tuple[float, np.ndarray]:
-        """The least-squares share of the average that explains the cells left out, 0 to 1, and the average."""
+    @property
+    def share(self) -> float:
+        """The least-squares share of the average by inverse distance that explains cells left out, 0 to 1."""
         size = float(np.square(self._around, dtype=np.float64).sum())
-        share = float((self._around * self._own).sum(dtype=np.float64)) / max(size, 1e-12)
-        return min(max(share, 0.0), 1.0), self._average
+        share = float((self._around * self._of_tried).sum(dtype=np.float64)) / max(size, 1e-12)
+        return min(max(share, 0.0), 1.0)
+
+    def answer(self) -> np.ndarray:
+        """What to add at each place (m, T)."""
+        average = self.share * self._average
+        if len(self._kept) < LEAST_OF_SURFACE:
+            return average
+        surface = GaussianProcess(n_rounds=3).fit(self.cells.xy[self._kept], None, self._of_kept)
+        return (average + surface.predict(self.places.xy, None)).astype(np.float32) / 2
 
 
 def windows_of_round(
@@ -247,11 +273,10 @@ def windows_of_round(
 def nearest_seen(
     seen_xy: np.ndarray, seen_section: np.ndarray, xy: np.ndarray, section: np.ndarray
 ) -> np.ndarray:
-    """The seen cell nearest to each place, in its section; in a section that has none, of all."""
+    """The seen cell nearest to each place, in its section."""
     found = np.empty(len(xy), dtype=np.int64)
     for code in np.unique(section):
         here, there = np.flatnonzero(section == code), np.flatnonzero(seen_section == code)
-        there = there if len(there) else np.arange(len(seen_xy))
         found[here] = there[_nearest(seen_xy[there], xy[here], 1)[:, 0]]
     return found
 

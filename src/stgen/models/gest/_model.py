@@ -25,7 +25,7 @@ from stgen.train._options import TrainingOptions
 from ._annotation import N_AROUND, fitted_head, known_labels, probabilities
 from ._config import LABEL_COMPONENTS, NICHE_NEIGHBORS, GeSTConfig
 from ._counterfactual import Counterfactual, Tissue
-from ._generation import TOKENS_AT_ONCE, Cells, Trial, Windows, fill, inverse_distance
+from ._generation import TOKENS_AT_ONCE, Cells, Unexplained, Windows, fill, inverse_distance
 from ._network import TURNS, GeSTNetwork, turned
 from ._perturbation import check_rings
 from ._question import (
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 4096
 """Cells whose expression is dense at once."""
-N_TRIED = 1000
-"""Seen cells that decide how much of what is unexplained is interpolated."""
 CORNER = 0
 """Corner that orders a window's cells when the model is applied."""
 
@@ -346,8 +344,9 @@ class GeST(STModel):
         n_windows
             Windows whose answers are averaged for a cell: those of its nearest seen cells.
         interpolate
-            Add what the network leaves unexplained in seen cells, averaged by inverse distance and as far as that
-            helps seen cells that are left out: what a vocabulary cannot say, and what is particular to a region.
+            Add what the network leaves unexplained in seen cells – what a vocabulary cannot say, and what is particular
+            to a region – as far as it carries over to seen cells that are left out: the mean of an average by inverse
+            distance and of a Gaussian process on coordinates.
         max_rounds
             Rounds at most.
 
@@ -371,7 +370,7 @@ class GeST(STModel):
         cells = Cells(*self._places(adata))
         place = self._field(CoordinatesField)
         if mask is not None:
-            hidden = self._mask(adata, mask)
+            hidden = self._mask(adata, mask, cells.section)
             adata, obs = adata[~hidden], pd.DataFrame(index=adata.obs_names[hidden])
             asked, seen = cells.at(hidden), cells.at(~hidden)
         else:
@@ -397,7 +396,7 @@ class GeST(STModel):
         if interpolate:
             facts["interpolated"], unexplained = self._unexplained(adata, label, seen, asked)
             # expression is not negative
-            x = np.maximum(x + facts["interpolated"][:, None] * unexplained, 0.0)
+            x = np.maximum(x + unexplained, 0.0)
         made = Table(
             X=x,
             obs=obs.assign(**facts, meta_cell=filled.label),
@@ -407,7 +406,7 @@ class GeST(STModel):
         made.obsm[place.key] = asked.xy
         return made
 
-    def _mask(self, adata: AnnData, mask: Any) -> np.ndarray:
+    def _mask(self, adata: AnnData, mask: Any, section: np.ndarray) -> np.ndarray:
         if isinstance(mask, str):
             if mask not in adata.obs:
                 raise KeyError(f"obs[{mask!r}] does not exist; obs has {list(adata.obs.columns)}.")
@@ -420,6 +419,14 @@ class GeST(STModel):
         if not mask.any() or mask.all():
             raise ValueError(
                 f"`mask` must name some cells and leave some to see; it names {int(mask.sum())} of {len(mask)}."
+            )
+        blind = np.isin(section, np.setdiff1d(section[mask], section[~mask]))
+        if blind.any():
+            key = self._field(CoordinatesField).library_key
+            names = sorted(adata.obs.loc[blind, key].astype(str).unique())
+            raise ValueError(
+                f"`mask` must leave some cells of every section to see; it names all of {some(names)}. Coordinates say "
+                "nothing across sections: unmask some of its cells, or leave the section out."
             )
         return mask
 
@@ -455,10 +462,12 @@ class GeST(STModel):
         """What is asked in each window: distributions over meta cells, or profiles."""
         module, device = self.module, self.device
         label, size, offset, query, is_asked = (torch.from_numpy(part).to(device) for part in windows)
-        h = module.ask(
-            module.table()[label.long()], module.places(offset), size, module.places(query), corner=CORNER
+        tokens, place, query = module.table()[label.long()], module.places(offset), module.places(query)
+        answers = (
+            module.ask(tokens, turned(place, how), size, turned(query, how), corner=CORNER)
+            for how in range(TURNS)
         )
-        return self._value(h[is_asked])
+        return np.mean([self._value(h[is_asked]) for h in answers], axis=0)
 
     def _value(self, h: Tensor) -> np.ndarray:
         """What the network says of places, from hidden states: distributions, or profiles if it does not quantise."""
@@ -478,7 +487,7 @@ class GeST(STModel):
     def _unexplained(
         self, adata: AnnData, label: np.ndarray, seen: Cells, asked: Cells
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What seen cells express beyond what their windows say, averaged around places (m, T), and how much to add (m,).
+        """What seen cells express beyond what their windows say: share of the plain average (m,), what to add (m, T).
 
         Section by section, so that a section's answer does not depend on the others.
         """
@@ -493,20 +502,21 @@ class GeST(STModel):
             targets=False,
         )
         share = np.zeros(len(asked.xy), dtype=np.float32)
-        average = np.zeros((len(asked.xy), len(self.genes)), dtype=np.float32)
+        added = np.zeros((len(asked.xy), len(self.genes)), dtype=np.float32)
+        number = np.zeros(len(label), dtype=np.int64)
         for code in np.unique(asked.section):
             here = np.flatnonzero(asked.section == code)
             near = np.unique(inverse_distance(seen, asked.at(here), unit=1.0).indices)
             if len(near) < 2:
                 continue
-            # a sample by place, whatever the order of rows
-            tried = np.sort(np.lexsort(seen.xy[near].T)[:: max(1, len(near) // N_TRIED)])
-            trial = Trial(seen.at(near), asked.at(here), tried, len(self.genes))
+            near = near[np.lexsort(seen.xy[near].T)]  # by place, whatever the order of rows
+            number[near] = np.arange(len(near))
+            unexplained = Unexplained(seen.at(near), asked.at(here), len(self.genes))
             for rows, expected in self._left_out(table, near):
                 x = self._complete(expression, torch.from_numpy(rows)).cpu().numpy()
-                trial.add(np.searchsorted(near, rows), x - expected)
-            share[here], average[here] = trial.answer()
-        return share, average
+                unexplained.add(number[rows], x - expected)
+            share[here], added[here] = unexplained.share, unexplained.answer()
+        return share, added
 
     # -------------------------------------------------------------------------------------------------- perturbation
 
