@@ -5,6 +5,16 @@ Arrays in, arrays out; nothing here knows AnnData. torch is only imported when a
 
 from ._base import HistologyBaseline
 from ._histology import CoordinateKNN, DepthOracle, NeighbourTruth, RidgeOnHistology, SectionMean
+from ._imputation import (
+    CellTypeMean,
+    CosineKNN,
+    GeneKernelRidge,
+    ImputationBaseline,
+    MeanOfThree,
+    ReferenceMean,
+    RidgeInReference,
+    imputation_baselines,
+)
 from ._mlp import CountClassifier, MLPOnHistology
 from ._niches import NeighbourLabels, cell_pcs, cluster_niches, neighbourhood_mean
 from ._places import (
@@ -20,25 +30,33 @@ from ._places import (
 from ._sets import fit_predict, histology_baselines
 
 __all__ = [
+    "CellTypeMean",
     "CoordinateKNN",
     "CoordinateMLP",
+    "CosineKNN",
     "CountClassifier",
     "DepthOracle",
     "GaussianProcess",
+    "GeneKernelRidge",
     "HistologyBaseline",
+    "ImputationBaseline",
     "InverseDistance",
     "MLPOnHistology",
+    "MeanOfThree",
     "MeanProfile",
     "NearestCells",
     "NeighbourLabels",
     "NeighbourTruth",
     "PlaceBaseline",
+    "ReferenceMean",
+    "RidgeInReference",
     "RidgeOnHistology",
     "SectionMean",
     "cell_pcs",
     "cluster_niches",
     "fit_predict",
     "histology_baselines",
+    "imputation_baselines",
     "neighbourhood_mean",
     "place_baselines",
     "unseen_squares",
