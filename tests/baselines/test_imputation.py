@@ -153,6 +153,15 @@ def test_gene_kernel_ridge_is_ridge_in_the_reference_with_another_penalty(pair):
     assert np.allclose(pair.predict(same), pair.predict(GeneKernelRidge()))
 
 
+def test_rbf_kernel_is_a_gaussian_of_the_distance_of_profiles(pair):
+    n = len(pair.measured)
+    a, b = standardised(pair.measured[:, :8]).T, standardised(pair.wanted).T
+    near, there = (np.exp(-cdist(x, a, "sqeuclidean") / (2 * n)) for x in (a, b))
+    slow = (there @ np.linalg.solve(near + 0.3 * np.eye(8), standardised(pair.spatial[:, :8]).T)).T
+    answer = GeneKernelRidge(kernel="rbf").fit(pair.spatial[:, :8], pair.measured[:, :8], pair.wanted)
+    assert np.allclose(standardised(answer.patterns()), standardised(slow))
+
+
 def test_mean_of_three_averages_standardised_patterns(pair):
     members = (CosineKNN(), RidgeInReference(), GeneKernelRidge())
     z = [standardised(m.fit(pair.spatial, pair.measured, pair.wanted).patterns()) for m in members]
@@ -223,6 +232,8 @@ def test_settings_out_of_range_are_refused():
         CosineKNN(n_cells=0)
     with pytest.raises(ValueError, match="`penalty` must be above 0; got -1"):
         GeneKernelRidge(penalty=-1)
+    with pytest.raises(ValueError, match="`kernel` must be 'linear' or 'rbf'; got 'poly'"):
+        GeneKernelRidge(kernel="poly")
 
 
 # -------------------------------------------------------------------------------------------------------- real data

@@ -246,33 +246,41 @@ class GeneKernelRidge(ImputationBaseline):
     """Regression over genes: from a gene's profile over reference cells to its pattern over spots.
 
     A sample is a gene, its input the standardised profile over cells, its output the standardised pattern over
-    spots; measured genes are the training samples. The kernel of two genes is the mean product of their profiles,
-    that is, their correlation over cells. With K among measured genes, K′ from wanted to measured genes and patterns P
-    of measured genes, the patterns of wanted genes are ``K′ (K + λ I)⁻¹ P``.
+    spots; measured genes are the training samples. With kernel K among measured genes, K′ from wanted to measured genes
+    and patterns P of measured genes, the patterns of wanted genes are ``K′ (K + λ I)⁻¹ P``.
 
     Parameters
     ----------
     penalty
         λ.
+    kernel
+        ``"linear"``: two genes' correlation ρ over cells. ``"rbf"``: exp(ρ - 1), a Gaussian of the distance of their
+        profiles. It never falls to 0, so that part of what *all* measured genes show goes to every wanted gene: spots
+        differ in quality, which no reference knows.
 
     Notes
     -----
-    Seen from the spots this is :class:`RidgeInReference` with α = λ × number of cells: the kernel is linear. The two
-    differ by how much they shrink, as a rule by a factor of ten and more.
+    Seen from the spots the linear kernel is :class:`RidgeInReference` with α = λ × number of cells. The two differ by
+    how much they shrink, as a rule by a factor of ten and more.
     """
 
     name = "gene-wise kernel ridge"
     kind = "baseline"
 
-    def __init__(self, *, penalty: float = 0.3) -> None:
-        self.penalty = _positive(penalty, "penalty")
+    def __init__(self, *, penalty: float = 0.3, kernel: str = "linear") -> None:
+        if kernel not in ("linear", "rbf"):
+            raise ValueError(f"`kernel` must be 'linear' or 'rbf'; got {kernel!r}.")
+        self.penalty, self.kernel = _positive(penalty, "penalty"), kernel
 
     def _fit(self, spatial: Floats, measured: Floats, wanted: Floats, types: NDArray[Any] | None) -> None:
         self._spatial, profile = standardised(spatial), standardised(measured)
-        kernel = profile.T @ profile / len(profile)
-        to_wanted = profile.T @ standardised(wanted) / len(profile)
-        self.weights_ = np.linalg.solve(kernel + self.penalty * np.eye(len(kernel)), to_wanted)
+        among = self._alike(profile.T @ profile / len(profile))
+        to_wanted = self._alike(profile.T @ standardised(wanted) / len(profile))
+        self.weights_ = np.linalg.solve(among + self.penalty * np.eye(len(among)), to_wanted)
         """Measured genes × wanted genes: how much of each measured pattern a wanted pattern takes."""
+
+    def _alike(self, correlation: Floats) -> Floats:
+        return correlation if self.kernel == "linear" else np.exp(correlation - 1)
 
     def _predict(self) -> Floats:
         return self._in_units_of_the_reference(self._spatial @ self.weights_)
