@@ -64,7 +64,7 @@ def write_pair(folder: Path, *, seed: int, volumes: bool = False, cell_type: boo
         obs=pd.DataFrame({"cell_type" if cell_type else "plate": kind.astype(str)}, index=[f"c{i}" for i in range(80)]),
         var=pd.DataFrame(index=genes),
         uns={"x_type": "raw_counts"},
-    )[:, ::-1].write_h5ad(folder / "sc.h5ad")  # fmt: skip
+    )[:, ::-1].copy().write_h5ad(folder / "sc.h5ad")  # fmt: skip
 
 
 class Fake:
