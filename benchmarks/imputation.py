@@ -362,12 +362,10 @@ def run_causalged(task: Task, seed: int, max_epochs: int | None = None, n_sample
         _say_once("CausalGeD is not there: only baselines are run.")
         return
     adata, reference = task.adata(), task.reference()
-    has_types = task.cell_type is not None
     CausalGeD.setup_anndata(adata, expression="counts" if task.spots.is_counts else "log")
     CausalGeD.setup_reference(
         reference,
         expression="counts" if task.cells.is_counts else "log",
-        cell_type_key=_keys.CELL_TYPE if has_types else None,
     )
     with measured() as training:
         model = CausalGeD(adata, reference, random_state=seed, **changes)

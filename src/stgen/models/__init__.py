@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ._base import STModel
+    from .causalged import CausalGeD, CausalGeDConfig
     from .genar import GenAR, GenARConfig
     from .gest import GeST, GeSTConfig
 
 _WHERE = {
+    "CausalGeD": ".causalged",
+    "CausalGeDConfig": ".causalged",
     "GenAR": ".genar",
     "GenARConfig": ".genar",
     "GeST": ".gest",
@@ -22,7 +25,7 @@ _WHERE = {
     "STModel": "._base",
 }
 
-__all__ = ["GenAR", "GenARConfig", "GeST", "GeSTConfig", "STModel"]
+__all__ = ["CausalGeD", "CausalGeDConfig", "GenAR", "GenARConfig", "GeST", "GeSTConfig", "STModel"]
 
 
 def __getattr__(name: str) -> Any:

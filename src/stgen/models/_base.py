@@ -112,6 +112,8 @@ class STModel(BaseModelClass):
     """Training defaults of this model."""
     _training_of_presets: ClassVar[Mapping[str, TrainingOptions]] = {}
     """Training defaults of a preset, where they differ."""
+    _validates_itself: ClassVar[bool] = False
+    """Whether validation samples do not come from ``split_key``, see :meth:`_sample_rows`."""
 
     def __init__(
         self,
@@ -186,6 +188,15 @@ class STModel(BaseModelClass):
     def _preparation_table(self, adata: AnnData, train_rows: np.ndarray) -> Table | None:
         """What ``prepare`` reads of the training rows, where that is not the table that trains."""
         return None
+
+    def _sample_rows(
+        self, train_rows: np.ndarray, validation_rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the table that train and that validate: spots, unless a model's samples are something else."""
+        return train_rows, validation_rows
+
+    def _finish(self, table: Table) -> None:
+        """Find what is read off a trained network; most have nothing to find."""
 
     @classmethod
     def example(cls) -> Example:
@@ -374,7 +385,8 @@ class STModel(BaseModelClass):
         else:
             state, options = self._resume(Path(resume_from), given, (train_rows, validation_rows))
             checkpoint_dir = resume_from if checkpoint_dir is None else checkpoint_dir
-        self._say_what_stops(options, given, len(validation_rows))
+        if not self._validates_itself:
+            self._say_what_stops(options, given, len(validation_rows))
         first = None if self._prepared else self._preparation_table(adata, train_rows)
         table = self._table(adata, targets=True) if first is None else None
         if not self._prepared:
@@ -395,8 +407,7 @@ class STModel(BaseModelClass):
         report = fit(
             self.module,
             table,
-            train_rows,
-            validation_rows,
+            *self._sample_rows(train_rows, validation_rows),
             options,
             accelerator=accelerator,
             devices=devices,
@@ -407,6 +418,7 @@ class STModel(BaseModelClass):
             on_epoch=self._checkpointer(checkpoint_dir, checkpoint_every, (train_rows, validation_rows)),
         )
         self.to_device(device)
+        self._finish(table)
         self.is_trained_ = True
         self.train_indices_, self.validation_indices_, self.test_indices_ = (
             train_rows,
@@ -587,7 +599,7 @@ class STModel(BaseModelClass):
         config = cls._config_class(**tuples(facts["config"]))
         model = cls(
             None,
-            config,
+            config=config,
             registry=facts["registry"],
             sizes=facts["sizes"],
             random_state=facts["random_state"],

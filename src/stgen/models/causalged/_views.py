@@ -1,0 +1,169 @@
+"""What measured genes say about a gene, by linear means: views, and how they are weighed.
+
+A view predicts the standardised pattern of a gene over spots from measured genes alone: by kernel ridge regression over genes
+that are alike if they go together in the reference (*kernel*), or as a mixture of the metacells that a spot looks like (*mixture*); of the spot
+itself, or of the mean of the spot and its nearest spots. Views of genes that are measured are made without them, gene
+fold by gene fold, and non-negative weights are fitted on these.
+
+p spots, s of them in the sample on which everything is fitted, m measured genes, w wanted genes, M metacells, V views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse
+from scipy.optimize import nnls
+
+from ._reference import Reference
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+NEIGHBOURHOODS = (0, 6, 15, 40)
+"""Nearest spots that are averaged with a spot."""
+PENALTY, STEEPNESS = 0.3, 2.0
+"""Of the kernel exp(steepness · (ρ − 1)) for genes that correlate by ρ. It never falls to 0: part of what all measured genes
+show goes to every gene, because spots differ in quality."""
+SHARPNESS = 10.0
+"""Of the mixture: weights are softmax of this times the cosine."""
+N_FOLDS = 5
+"""Parts that measured genes are cut into: a part is predicted from the others."""
+N_SAMPLE = 3000
+"""Spots at most on which weights, latents and calibration are fitted."""
+N_VIEWS = 2 * len(NEIGHBOURHOODS)
+
+
+class Spots:
+    """Measured genes of all spots, standardised, of a spot itself and of its neighbourhoods."""
+
+    def __init__(self, x: Floats, near: Ints, sample: Ints) -> None:
+        """``x`` (p, m) log-normalised, ``near`` (p, 40) nearest spots, ``sample`` rows that set the scale."""
+        self.x, self.near, self.sample = x, near, sample
+        raw = [self._mean(sample, k) for k in NEIGHBOURHOODS]
+        self.mean = [one.mean(axis=0) for one in raw]
+        self.unit = [_unit(one) for one in raw]
+        self.of_sample = [
+            (one - mean) / unit for one, mean, unit in zip(raw, self.mean, self.unit, strict=True)
+        ]
+
+    def _mean(self, rows: Ints, k: int) -> Floats:
+        if k == 0:
+            return self.x[rows]
+        n = len(rows)
+        column = np.concatenate([rows[:, None], self.near[rows, :k]], axis=1)
+        start = np.arange(n + 1) * (k + 1)
+        weight = np.full(n * (k + 1), 1 / (k + 1), dtype=np.float32)
+        return np.asarray(sparse.csr_matrix((weight, column.ravel(), start), (n, len(self.x))) @ self.x)
+
+    def rows(self, rows: Ints) -> list[Floats]:
+        """Standardised neighbourhoods (n, m) of some spots, one for each of ``NEIGHBOURHOODS``."""
+        return [
+            (self._mean(rows, k) - mean) / unit
+            for k, mean, unit in zip(NEIGHBOURHOODS, self.mean, self.unit, strict=True)
+        ]
+
+
+def _unit(x: Floats) -> Floats:
+    """Standard deviations; those of constant columns so large that the column counts for nothing."""
+    sd = x.std(axis=0)
+    return np.where(sd > 1e-8, sd, 1e8).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Views of some wanted genes from some measured ones."""
+
+    use: Ints
+    """Measured genes that are looked at, as columns of the spots."""
+    coefficient: Floats
+    """(use, w) of the kernel."""
+    of_use: Floats
+    """(M, use) metacells over the genes that are looked at, of unit length."""
+    of_wanted: Floats
+    """(M, w)"""
+
+    @classmethod
+    def make(cls, reference: Reference, measured: Ints, use: Ints, wanted: Ints) -> Predictor:
+        """``measured`` are genes of the reference in the order of the spots' columns; ``wanted`` genes of the reference."""
+        alike = np.exp(STEEPNESS * (reference.gram[use].astype(np.float64) - 1))
+        own = alike[:, measured[use]] + PENALTY * np.eye(len(use))
+        coefficient = np.linalg.solve(own, alike[:, wanted]).astype(np.float32)
+        return cls(
+            use,
+            coefficient,
+            _unit_length(reference.metacells[:, measured[use]]),
+            reference.metacells[:, wanted],
+        )
+
+    def mixture(self, spots: Floats) -> Floats:
+        """(n, M) shares of metacells in standardised spots (n, m)."""
+        cosine = SHARPNESS * (_unit_length(spots[:, self.use]) @ self.of_use.T)
+        share = np.exp(cosine - cosine.max(axis=1, keepdims=True))
+        return share / share.sum(axis=1, keepdims=True)
+
+    def views(self, neighbourhoods: Sequence[Floats]) -> Floats:
+        """(V, n, w)"""
+        kernel = [spots[:, self.use] @ self.coefficient for spots in neighbourhoods]
+        return np.stack([*kernel, *(self.mixture(spots) @ self.of_wanted for spots in neighbourhoods)])
+
+
+def _unit_length(x: Floats) -> Floats:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+
+
+class Hints:
+    """Weighted views of wanted genes: scaled on the sample, added by weights."""
+
+    def __init__(
+        self, predictor: Predictor, of_sample: Sequence[Floats], weight: NDArray[np.float64]
+    ) -> None:
+        views = predictor.views(of_sample)
+        self.predictor = predictor
+        self.mean = views.mean(axis=1, keepdims=True)
+        sd = views.std(axis=1, keepdims=True)
+        self.scale = weight[:, None, None].astype(np.float32) / np.where(sd > 1e-8, sd, np.inf)
+        self.of_sample = self._weighed(views)
+
+    def _weighed(self, views: Floats) -> Floats:
+        return np.asarray(((views - self.mean) * self.scale).sum(axis=0))
+
+    def rows(self, neighbourhoods: Sequence[Floats]) -> Floats:
+        """(n, w) standardised patterns of some spots."""
+        return self._weighed(self.predictor.views(neighbourhoods))
+
+
+def gene_folds(n: int, seed: int) -> list[Ints]:
+    """Genes 0 to n − 1 in five parts."""
+    order = np.random.default_rng(seed).permutation(n)
+    return [np.sort(part) for part in np.array_split(order, min(N_FOLDS, n))]
+
+
+def standard_views(views: Floats) -> Floats:
+    """Views (V, n, w), each gene of each with mean 0 and variance 1; constant ones are 0."""
+    views = views - views.mean(axis=1, keepdims=True)
+    sd = views.std(axis=1, keepdims=True)
+    return np.asarray(views / np.where(sd > 1e-8, sd, np.inf), dtype=np.float32)
+
+
+def left_out_views(
+    reference: Reference, measured: Ints, spots: Sequence[Floats], use: Ints, folds: Sequence[Ints]
+) -> Floats:
+    """(V, s, use) views of the genes ``use`` (columns), each part of them made from the other parts of ``use`` alone."""
+    out = np.zeros((N_VIEWS, len(spots[0]), len(use)), dtype=np.float32)
+    for part in folds:
+        others = np.setdiff1d(np.arange(len(use)), part)
+        predictor = Predictor.make(reference, measured, use[others], measured[use[part]])
+        out[:, :, part] = standard_views(predictor.views(spots))
+    return out
+
+
+def fitted_weights(views: Floats, truth: Floats) -> NDArray[np.float64]:
+    """(V,) non-negative weights of standardised views (V, s, w) for standardised truth (s, w), by least squares."""
+    flat, goal = views.reshape(len(views), -1).astype(np.float64), truth.ravel().astype(np.float64)
+    square, product = flat @ flat.T / len(goal), flat @ goal / len(goal)
+    root = np.linalg.cholesky(square + 1e-6 * (np.trace(square) + 1e-12) * np.eye(len(square)))
+    return np.asarray(nnls(root.T, np.linalg.solve(root, product))[0])
