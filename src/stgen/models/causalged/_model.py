@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -490,6 +491,7 @@ class CausalGeD(STModel):
         module, reference = self.module, self._reference()
         spots, here = self._spots(adata, module.measured, float(module.statistic("total")))
         measured = self._measured(here)
+        reference = dataclasses.replace(reference, gram=reference.gram[here])
         weight = module.statistic("weight").cpu().numpy().astype(np.float64)
         names = [module.genes[i] for i in wanted]
         use = np.arange(len(measured))
@@ -501,7 +503,7 @@ class CausalGeD(STModel):
 
         predictor = Predictor.make(reference, measured, use, wanted)
         hints, axes = Hints(predictor, spots.of_sample, weight), Axes(reference, predictor, spots.of_sample)
-        nearest, strength = reference.gram[here][:, wanted].max(axis=0), hints.of_sample.std(axis=0)
+        nearest, strength = reference.gram[:, wanted].max(axis=0), hints.of_sample.std(axis=0)
         features, sd = trust_features(facts, strength, nearest), sd * widening(strength)
         table = trust(Regression.unpacked(self._numbers("trust")), features, names)
         residual = np.zeros((n_samples, len(wanted), self.config.n_axes), dtype=np.float32)
