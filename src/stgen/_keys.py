@@ -84,6 +84,11 @@ def spread_key(key: str) -> str:
     return f"{key}_sd"
 
 
+def interval_key(key: str, end: str) -> str:
+    """``obsm``: an end of the intervals (``"lower_90"``) of what would be measured, beside the imputation ``key``."""
+    return f"{key}_{end}"
+
+
 def normalized_key(key: str) -> str:
     """Where the expected depth-normalised log-expression that belongs to the prediction ``key`` lies."""
     return f"{key}_normalized"
