@@ -5,6 +5,7 @@ Predictions lie in an AnnData as arrays, which files can hold whatever genes are
 
 from ._gene_groups import gene_groups
 from ._generated import generated
+from ._imputed import imputed
 from ._niches import confusion, meta_cells, niches
 from ._perturbation import perturbation
 from ._prediction import as_anndata, prediction
@@ -14,6 +15,7 @@ __all__ = [
     "confusion",
     "gene_groups",
     "generated",
+    "imputed",
     "meta_cells",
     "niches",
     "perturbation",

@@ -5,24 +5,30 @@ Every function draws with matplotlib and returns its axes; give it ``ax=`` (or `
 
 from ._calibration import calibration
 from ._confusion import confusion
+from ._gene_distances import gene_distances
 from ._gene_groups import gene_groups
 from ._gene_maps import gene_maps
 from ._generated import generated
 from ._history import history
+from ._imputed import imputed
 from ._meta_cells import meta_cells
 from ._niches import niches
 from ._perturbation import perturbation
+from ._predictability import predictability
 from ._scores import scores
 
 __all__ = [
     "calibration",
     "confusion",
+    "gene_distances",
     "gene_groups",
     "gene_maps",
     "generated",
     "history",
+    "imputed",
     "meta_cells",
     "niches",
     "perturbation",
+    "predictability",
     "scores",
 ]
