@@ -20,6 +20,8 @@ WIDENED = 0.5
 """Patterns that least squares has shrunk are widened by this power of their standard deviation: 0 leaves them, 1 gives them
 that of a measured gene. Half-way the squared error is 1 % larger, and structural similarity .04 to .06."""
 N_BINS = 25
+MASSES = (50, 90)
+"""Of central intervals, in per cent."""
 PROBABILITIES = np.linspace(0.005, 0.995, 199)
 MAX_PAIRS = 400_000
 """Predictions beside truths at most from which intervals are read."""
@@ -106,6 +108,8 @@ class Intervals:
     """(bins, Q) of what was measured."""
     sd: Floats
     """(bins,) of what was measured."""
+    mass: Floats
+    """(bins, masses) share of what was measured that each central interval really holds: of many zeros, more than asked."""
 
     @classmethod
     def fit(cls, predicted: Floats, truth: Floats, seed: int) -> Intervals:
@@ -120,6 +124,7 @@ class Intervals:
             np.array([x[part].mean() for part in parts], dtype=np.float32),
             np.stack([np.quantile(y[part], PROBABILITIES) for part in parts]).astype(np.float32),
             np.array([y[part].std() for part in parts], dtype=np.float32),
+            np.array([[_mass(y[part], mass) for mass in MASSES] for part in parts], dtype=np.float32),
         )
 
     def at(self, predicted: Floats, probability: float) -> Floats:
@@ -127,9 +132,19 @@ class Intervals:
         column = np.array([np.interp(probability, PROBABILITIES, one) for one in self.quantile])
         return np.interp(predicted, self.centre, column).astype(np.float32)
 
+    def mass_at(self, predicted: Floats, mass: int) -> Floats:
+        """Share of what is measured there that the central ``mass`` % interval holds."""
+        return np.interp(predicted, self.centre, self.mass[:, MASSES.index(mass)]).astype(np.float32)
+
     def spread(self, predicted: Floats) -> Floats:
         """Standard deviation of what is measured there."""
         return np.interp(predicted, self.centre, self.sd).astype(np.float32)
+
+
+def _mass(values: Floats, mass: int) -> float:
+    """Share of values in their own central interval, its ends included."""
+    low, high = np.quantile(values, [0.5 - mass / 200, 0.5 + mass / 200])
+    return float(((values >= low) & (values <= high)).mean())
 
 
 def pearson(x: Floats, y: Floats) -> NDArray[np.float64]:

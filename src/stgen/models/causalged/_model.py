@@ -23,7 +23,17 @@ from stgen.models._base import Example, STModel
 from stgen.nn._noise import keyed_uniform
 from stgen.train._options import TrainingOptions
 
-from ._calibration import Intervals, Regression, fit_level, fit_trust, level, trust, trust_features, widening
+from ._calibration import (
+    MASSES,
+    Intervals,
+    Regression,
+    fit_level,
+    fit_trust,
+    level,
+    trust,
+    trust_features,
+    widening,
+)
 from ._config import CausalGeDConfig
 from ._network import CausalGeDNetwork
 from ._parts import even_steps
@@ -47,7 +57,6 @@ SPOTS_AT_ONCE = 4096
 GENES_AT_ONCE = 256
 MAX_BYTES = 4 * 1024**3
 """Size of an answer in memory at most."""
-INTERVALS = (50, 90)
 ORDERS = ("predictable", "random")
 
 
@@ -421,8 +430,9 @@ class CausalGeD(STModel):
         Returns
         -------
         AnnData, spots × genes. ``X`` is expected expression: log1p of counts over a spot's total of *measured* genes,
-        times ``uns["causalged"]["target_total"]``. Layers ``sd`` (standard deviation of what would be measured) and
-        ``lower_50``, ``upper_50``, ``lower_90``, ``upper_90``. ``var`` has ``predictability``, the Pearson correlation
+        times ``uns["causalged"]["target_total"]``. Layers ``sd`` (standard deviation of what would be measured),
+        ``lower_50``, ``upper_50``, ``lower_90``, ``upper_90``, and ``mass_50``, ``mass_90``: what these intervals hold
+        if the model is right, more than 50 % and 90 % where most values are 0. ``var`` has ``predictability``, the Pearson correlation
         over spots that is expected, with an 80 % interval from ``low`` to ``high``; ``gain``, ``gain_low``,
         ``gain_high`` over the mean of measured genes; and ``verdict``: ``"use"`` if the whole interval of the gain is
         above 0, ``"weak"`` if it holds 0, else ``"do not use"``.
@@ -439,7 +449,7 @@ class CausalGeD(STModel):
         adata = self._data(adata)
         self._check_inputs(adata)
         wanted = self._wanted(adata, genes)
-        n_layers = 2 + 2 * len(INTERVALS) * intervals
+        n_layers = 2 + 3 * len(MASSES) * intervals
         if (size := 4 * n_layers * adata.n_obs * len(wanted)) > MAX_BYTES:
             raise ValueError(
                 f"The answer for {adata.n_obs} spots and {len(wanted)} genes would take {size / 1024**3:.1f} GB; at "
@@ -498,7 +508,10 @@ class CausalGeD(STModel):
         facts = reference.facts[wanted]
         mean, sd = level(Regression.unpacked(self._numbers("level")), facts)
         bands = Intervals(
-            *(module.statistic(f"interval_{part}").cpu().numpy() for part in ("centre", "quantile", "sd"))
+            *(
+                module.statistic(f"interval_{part}").cpu().numpy()
+                for part in ("centre", "quantile", "sd", "mass")
+            )
         )
 
         predictor = Predictor.make(reference, measured, use, wanted)
@@ -506,14 +519,14 @@ class CausalGeD(STModel):
         nearest, strength = reference.gram[:, wanted].max(axis=0), hints.of_sample.std(axis=0)
         features, sd = trust_features(facts, strength, nearest), sd * widening(strength)
         table = trust(Regression.unpacked(self._numbers("trust")), features, names)
+        first = np.argsort(-table["predictability"].to_numpy(), kind="stable")
+        rank = self._order(order, names, first, random_state)
         residual = np.zeros((n_samples, len(wanted), self.config.n_axes), dtype=np.float32)
         share = float(module.share)
         if share > 0:
             context = known(
                 reference, measured, spots.of_sample, gene_folds(len(measured), self._random_state)
             )
-            first = np.argsort(-table["predictability"].to_numpy(), kind="stable")
-            rank = self._order(order, names, first, random_state)
             residual = self._residuals(
                 reference, measured, wanted, spots, axes, hints, Known(context.views, weight), rank,
                 n_samples, n_steps, n_sets, random_state,
@@ -523,9 +536,12 @@ class CausalGeD(STModel):
         n = adata.n_obs
         x = np.empty((n, len(wanted)), dtype=np.float32)
         layers = {"sd": np.empty_like(x)}
-        ends = [(f"{side}_{mass}", 0.5 + sign * mass / 200) for mass in INTERVALS for side, sign in (("lower", -1), ("upper", 1))]  # fmt: skip
+        ends = [(f"{side}_{mass}", 0.5 + sign * mass / 200) for mass in MASSES for side, sign in (("lower", -1), ("upper", 1))]  # fmt: skip
         if intervals:
-            layers |= {name: np.empty_like(x) for name, _ in ends}
+            layers |= {
+                name: np.empty_like(x)
+                for name in [*(name for name, _ in ends), *(f"mass_{m}" for m in MASSES)]
+            }
         for rows in np.array_split(np.arange(n), max(1, -(-n // (batch_size or SPOTS_AT_ONCE)))):
             neighbourhoods = spots.rows(rows)
             pattern, along = hints.rows(neighbourhoods), axes.rows(neighbourhoods)
@@ -536,6 +552,8 @@ class CausalGeD(STModel):
             if intervals:
                 for name, probability in ends:
                     layers[name][rows] = np.maximum(bands.at(part, probability), 0.0)
+                for mass in MASSES:
+                    layers[f"mass_{mass}"][rows] = bands.mass_at(part, mass)
         made = Table(X=x, obs=pd.DataFrame(index=adata.obs_names), var=table, layers=layers)
         made.uns[_keys.CAUSALGED] = {
             "target_total": float(module.statistic("total")),
@@ -696,6 +714,7 @@ def calibrated(
         "interval_centre": bands.centre,
         "interval_quantile": bands.quantile,
         "interval_sd": bands.sd,
+        "interval_mass": bands.mass,
         "trust": fit_trust(features, hint, z, shared).packed(),
     }
 

@@ -1,7 +1,7 @@
 """What measured genes say about a gene, by linear means: views, and how they are weighed.
 
 A view predicts the standardised pattern of a gene over spots from measured genes alone: by kernel ridge regression over genes
-that are alike if they go together in the reference (*kernel*), or as a mixture of the metacells that a spot looks like (*mixture*); of the spot
+that are alike if they go together in the reference (two *kernels*), or as a mixture of the metacells that a spot looks like (*mixture*); of the spot
 itself, or of the mean of the spot and its nearest spots. Views of genes that are measured are made without them, gene
 fold by gene fold, and non-negative weights are fitted on these.
 
@@ -25,16 +25,18 @@ Ints = NDArray[np.int64]
 
 NEIGHBOURHOODS = (0, 6, 15, 40)
 """Nearest spots that are averaged with a spot."""
-PENALTY, STEEPNESS = 0.3, 2.0
+PENALTY = 0.3
+"""Of both kernels, in units of a standardised gene's variance."""
+STEEPNESS = 2.0
 """Of the kernel exp(steepness · (ρ − 1)) for genes that correlate by ρ. It never falls to 0: part of what all measured genes
-show goes to every gene, because spots differ in quality."""
+show goes to every gene, because spots differ in quality. The other kernel is ρ itself."""
 SHARPNESS = 10.0
 """Of the mixture: weights are softmax of this times the cosine."""
 N_FOLDS = 5
 """Parts that measured genes are cut into: a part is predicted from the others."""
 N_SAMPLE = 3000
 """Spots at most on which weights, latents and calibration are fitted."""
-N_VIEWS = 2 * len(NEIGHBOURHOODS)
+N_VIEWS = 3 * len(NEIGHBOURHOODS)
 
 
 class Spots:
@@ -79,8 +81,8 @@ class Predictor:
 
     use: Ints
     """Measured genes that are looked at, as columns of the spots."""
-    coefficient: Floats
-    """(use, w) of the kernel."""
+    coefficient: tuple[Floats, ...]
+    """(use, w) of each kernel."""
     of_use: Floats
     """(M, use) metacells over the genes that are looked at, of unit length."""
     of_wanted: Floats
@@ -89,9 +91,13 @@ class Predictor:
     @classmethod
     def make(cls, reference: Reference, measured: Ints, use: Ints, wanted: Ints) -> Predictor:
         """``measured`` are genes of the reference in the order of the spots' columns; ``wanted`` genes of the reference."""
-        alike = np.exp(STEEPNESS * (reference.gram[use].astype(np.float64) - 1))
-        own = alike[:, measured[use]] + PENALTY * np.eye(len(use))
-        coefficient = np.linalg.solve(own, alike[:, wanted]).astype(np.float32)
+        correlation = reference.gram[use].astype(np.float64)
+        coefficient = tuple(
+            np.linalg.solve(alike[:, measured[use]] + PENALTY * np.eye(len(use)), alike[:, wanted]).astype(
+                np.float32
+            )
+            for alike in (np.exp(STEEPNESS * (correlation - 1)), correlation)
+        )
         return cls(
             use,
             coefficient,
@@ -107,8 +113,9 @@ class Predictor:
 
     def views(self, neighbourhoods: Sequence[Floats]) -> Floats:
         """(V, n, w)"""
-        kernel = [spots[:, self.use] @ self.coefficient for spots in neighbourhoods]
-        return np.stack([*kernel, *(self.mixture(spots) @ self.of_wanted for spots in neighbourhoods)])
+        parts = [spots[:, self.use] @ one for one in self.coefficient for spots in neighbourhoods]
+        parts += [self.mixture(spots) @ self.of_wanted for spots in neighbourhoods]
+        return np.stack(parts)
 
 
 def _unit_length(x: Floats) -> Floats:
