@@ -21,7 +21,8 @@ from ._prediction import _goes_along, _is_prediction
 if TYPE_CHECKING:
     from anndata import AnnData
 
-LAYERS = ("lower_50", "upper_50", "lower_90", "upper_90")
+INTERVALS = ("lower_50", "upper_50", "mass_50", "lower_90", "upper_90", "mass_90")
+"""Layers of an imputation with intervals: their ends, and what they hold."""
 VERDICTS = ("use", "weak", "do not use")
 MEASURED = "measured"
 
@@ -41,8 +42,8 @@ def imputed(adata: AnnData, key: str = _keys.CAUSALGED, *, with_measured: bool =
 
     Returns
     -------
-    AnnData, spots × imputed genes: expected expression in ``X``, log-normalised; ``layers["sd"]``, and ``"lower_90"`` and
-    its like if there are intervals (NaN for measured genes). ``var`` has ``predictability``, ``low``, ``high``, ``gain``,
+    AnnData, spots × imputed genes: expected expression in ``X``, log-normalised; ``layers["sd"]``, and ``"lower_90"`` and its
+    like if there are intervals (NaN for measured genes). ``var`` has ``predictability``, ``low``, ``high``, ``gain``,
     ``gain_low``, ``gain_high`` and ``verdict`` (``"measured"`` for measured genes). ``obs``, coordinates and embeddings in
     ``obsm``, images and the imputation's own record in ``uns`` come along. Nothing is shared with ``adata``.
 
@@ -67,7 +68,7 @@ def imputed(adata: AnnData, key: str = _keys.CAUSALGED, *, with_measured: bool =
     found = read_imputation(adata, key)
     values = [np.array(found.values, dtype=np.float32)]
     var = [verdicts(found)]
-    slots = {"sd": _keys.spread_key(key)} | {name: _keys.interval_key(key, name) for name in LAYERS}
+    slots = {"sd": _keys.spread_key(key)} | {name: _keys.interval_key(key, name) for name in INTERVALS}
     layers = {
         name: [np.array(adata.obsm[slot], dtype=np.float32)]
         for name, slot in slots.items()

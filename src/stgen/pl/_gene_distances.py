@@ -26,7 +26,7 @@ def gene_distances(
     key: str = _keys.CAUSALGED,
     truth: AnnData | pd.DataFrame | str | None = None,
     genes: Sequence[str] | None = None,
-    cmap: str = "magma",
+    cmap: str = "RdBu",
     axes: Any = None,
 ) -> np.ndarray:
     """Draw the correlation distance (1 − Pearson correlation over spots) between imputed genes, clustered.
@@ -46,7 +46,7 @@ def gene_distances(
     genes
         Imputed genes to draw. ``None`` means all, with ``truth`` all that it has.
     cmap
-        Colour map.
+        Colour map, from 0 (the same pattern) over 1 (nothing in common) to 2 (opposite patterns).
     axes
         Axes to draw on, two with ``truth`` and else one.
 
@@ -80,8 +80,9 @@ def gene_distances(
     import matplotlib
 
     colors = matplotlib.colormaps.get_cmap(cmap).with_extremes(bad="#dddddd")
-    axes = many_axes(axes, 1, len(distance), 3.6, 3.9)
     with_names = len(names) <= MAX_NAMES
+    side = max(3.0, 0.12 * len(names)) if with_names else 3.6
+    axes = many_axes(axes, 1, len(distance), side + (0.9 if len(distance) == 1 else 0.6), side + 0.3)
     for ax, (name, one) in zip(axes[0], distance.items()):
         image = ax.imshow(one[np.ix_(order, order)], cmap=colors, vmin=0, vmax=2, interpolation="nearest")
         title = name

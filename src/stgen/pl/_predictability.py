@@ -90,6 +90,7 @@ def predictability(
             fontsize="small",
             color=INK,
             zorder=4,
+            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "alpha": 0.7, "linewidth": 0},
         )
     ax.axvline(0, color=FAINT, linewidth=1, zorder=0)
     ax.axhline(0, color=FAINT, linewidth=1, zorder=0)

@@ -18,6 +18,7 @@ from stgen._docs import shared_doc
 from stgen._warn import warn
 from stgen.data._fields import CoordinatesField, read_counts
 from stgen.data._names import align_genes, check_unique, some
+from stgen.get._imputed import INTERVALS
 from stgen.pp._editing import check_adata, editable
 
 from ._evaluation_rows import TRAIN_SECTIONS
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from stgen.models import CausalGeD
 
 METHOD = "CausalGeD"
-ENDS = ("lower_50", "upper_50", "lower_90", "upper_90")
-"""Ends of the intervals of the model, as its layers are called."""
 
 
 @shared_doc
@@ -120,7 +119,8 @@ def causalged_impute(
     -------
     ``None``, or the copy. Writes ``obsm[key_added]``, spots × imputed genes, float32: expected expression, log-normalised
     by the total of *measured* genes; ``obsm["{key_added}_sd"]``, the standard deviation of what would be measured; and with
-    ``intervals`` ``obsm["{key_added}_lower_90"]``, ``"…_upper_90"``, ``"…_lower_50"`` and ``"…_upper_50"``.
+    ``intervals`` ``obsm["{key_added}_lower_90"]``, ``"…_upper_90"``, ``"…_mass_90"`` (what the interval holds if the model
+    is right, more than 90 % where most values are 0) and the same for 50 %.
     ``uns[key_added]`` holds ``genes`` (names of the columns); ``table``, one array for each of ``predictability`` (the
     Pearson correlation over spots that is expected), ``low`` and ``high`` (its 80 % interval), ``gain``, ``gain_low`` and
     ``gain_high`` (over the mean pattern of measured genes) and ``verdict`` (``"use"``, ``"weak"`` or ``"do not use"``);
@@ -249,7 +249,7 @@ def _check_arguments(
 
 def _beside(key: str) -> dict[str, str]:
     """Layers of what the model returns, and where they are written."""
-    return {"sd": _keys.spread_key(key)} | {end: _keys.interval_key(key, end) for end in ENDS}
+    return {"sd": _keys.spread_key(key)} | {end: _keys.interval_key(key, end) for end in INTERVALS}
 
 
 def _check_sampling(sampling: Mapping[str, Any], order: Any) -> None:
@@ -295,7 +295,7 @@ def _check_genes(genes: list[str] | None, adata: AnnData, reference: AnnData, in
 def _check_size(n_spots: int, n_genes: int, intervals: bool) -> None:
     from stgen.models.causalged._model import MAX_BYTES
 
-    n_arrays = 2 + len(ENDS) * intervals
+    n_arrays = 2 + len(INTERVALS) * intervals
     size = 4 * n_arrays * n_spots * n_genes
     if size > MAX_BYTES:
         raise ValueError(
