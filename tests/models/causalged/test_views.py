@@ -233,20 +233,26 @@ WANTED = np.array([4, 6, 9, 12])
 USE = np.array([1, 2, 5, 8, 13])
 
 
-def test_the_kernel_view_is_kernel_ridge_regression(reference, spots):
-    """Written out: K = exp(2 (ρ − 1)) between looked-at genes, prediction z K⁻¹ k(wanted)."""
-    predictor = Predictor.make(reference, MEASURED, USE, WANTED)
+KERNELS = {"steep": lambda rho: np.exp(2.0 * (rho - 1)), "correlation": lambda rho: rho}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_a_kernel_view_is_kernel_ridge_regression(name, reference, spots):
+    """Written out: prediction z (K + 0.3)⁻¹ k(wanted), K between looked-at genes, from their correlations."""
+    predictor, kernel = Predictor.make(reference, MEASURED, USE, WANTED), KERNELS[name]
     gram = reference.gram.astype(np.float64)
     own, to_wanted = np.empty((5, 5)), np.empty((5, 4))
     for i, a in enumerate(USE):
         for j, b in enumerate(USE):
-            own[i, j] = np.exp(2.0 * (gram[a, MEASURED[b]] - 1)) + 0.3 * (i == j)
+            own[i, j] = kernel(gram[a, MEASURED[b]]) + 0.3 * (i == j)
         for j, b in enumerate(WANTED):
-            to_wanted[i, j] = np.exp(2.0 * (gram[a, b] - 1))
+            to_wanted[i, j] = kernel(gram[a, b])
+    first = list(KERNELS).index(name) * len(NEIGHBOURHOODS)
     views = predictor.views(spots.of_sample)
     for number in range(len(NEIGHBOURHOODS)):
         z = spots.of_sample[number][:, USE].astype(np.float64)
-        np.testing.assert_allclose(views[number], z @ np.linalg.inv(own) @ to_wanted, rtol=1e-3, atol=1e-4)
+        expected = z @ np.linalg.inv(own) @ to_wanted
+        np.testing.assert_allclose(views[first + number], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_mixture_view_is_a_mean_of_metacells(reference, spots):
@@ -263,7 +269,7 @@ def test_the_mixture_view_is_a_mean_of_metacells(reference, spots):
     np.testing.assert_allclose(share[3], by_hand / by_hand.sum(), rtol=1e-3, atol=1e-6)
     views = predictor.views(spots.of_sample)
     np.testing.assert_allclose(
-        views[len(NEIGHBOURHOODS) + 1], share @ reference.metacells[:, WANTED], rtol=1e-4, atol=1e-5
+        views[1 - len(NEIGHBOURHOODS)], share @ reference.metacells[:, WANTED], rtol=1e-4, atol=1e-5
     )
 
 
