@@ -100,12 +100,26 @@ class Options:
     """Draws of CausalGeD; ``None`` is its own default."""
     with_model: bool = True
     with_peers: bool = True
+    ablations: bool = False
+    """Run CausalGeD with and without its parts instead of beside baselines."""
     keep_empty: bool = False
     """Keep spots without a count of a measured gene; their total is then almost 0."""
     quick: bool = False
     threads: int | None = None
 
 
+WITHOUT: dict[str, dict[str, Any]] = {
+    "without the network": {"use_network": False},
+    "all of the network's residual": {"share": 1.0},
+    "all of it, without measured genes as context": {"share": 1.0, "use_context": False},
+    "all of it, in eight sets": {"share": 1.0, "n_sets": 8},
+    "all of it, 200 reverse steps": {"share": 1.0, "n_steps": 200},
+    "all of it, set decay .7": {"share": 1.0, "set_decay": 0.7},
+    "all of it, set decay 1": {"share": 1.0, "set_decay": 1.0},
+    "all of it, noise predicted": {"share": 1.0, "prediction": "noise"},
+}
+"""Ablations: fields of the config and keywords of `impute` that are changed. ``share`` overrules what validation genes say
+about how much of the generated residual helps: where that is 0, no other part of the network can matter."""
 QUICK = {
     "datasets": ("pair_visium_hippocampus", "pair_osmfish_allen", TOY),
     "seeds": (0,),
@@ -362,6 +376,8 @@ def run_causalged(task: Task, seed: int, max_epochs: int | None = None, n_sample
         _say_once("CausalGeD is not there: only baselines are run.")
         return
     adata, reference = task.adata(), task.reference()
+    share = changes.pop("share", None)
+    asked = {name: changes.pop(name) for name in ("n_sets", "n_steps") if name in changes}
     CausalGeD.setup_anndata(adata, expression="counts" if task.spots.is_counts else "log")
     CausalGeD.setup_reference(
         reference,
@@ -370,9 +386,11 @@ def run_causalged(task: Task, seed: int, max_epochs: int | None = None, n_sample
     with measured() as training:
         model = CausalGeD(adata, reference, random_state=seed, **changes)
         model.train(**({} if max_epochs is None else {"max_epochs": max_epochs}), random_state=seed)
+    if share is not None:
+        model.module.share.fill_(share)
     with measured() as predicting:
         drawn = {} if n_samples is None else {"n_samples": n_samples}
-        imputed = model.impute(genes=task.hidden_genes, **drawn)
+        imputed = model.impute(genes=task.hidden_genes, **drawn, **asked)
     imputed = imputed[:, task.hidden_genes]
     yield Answer(
         MODEL,
@@ -569,9 +587,11 @@ class Comparison:
     def rivals(self, method: str, methods: Sequence[str]) -> list[str]:
         """What a method is compared with."""
         kinds = {"model": ("null", "baseline", "peer", "model"), "null": ()}.get(self.results.kinds[method], ("null",))  # fmt: skip
+        if method in WITHOUT:
+            return [MODEL]
         if method == "mean of three":
             kinds = ("null", "baseline")
-        return [m for m in methods if m != method and self.results.kinds[m] in kinds]
+        return [m for m in methods if m != method and m not in WITHOUT and self.results.kinds[m] in kinds]
 
     def against(self, name: str, parts: Sequence[str], method: str, other: str) -> list[dict[str, Any]]:
         """Differences of two methods over the genes of one dataset, or of several."""
@@ -754,6 +774,12 @@ def run(options: Options, command: str = "") -> tuple[Comparison, dict[str, Any]
 
 def answers_of(task: Task, options: Options) -> Iterator[tuple[Sequence[int], Answer]]:
     """Every method on one fold, and the seeds it stands under."""
+    if options.ablations:
+        for seed in options.seeds:
+            for name, changes in {MODEL: {}, **WITHOUT}.items():
+                for answer in run_causalged(task, seed, options.max_epochs, options.n_samples, **changes):
+                    yield (seed,), answer._replace(method=name)
+        return
     for answer in run_baselines(task):
         yield options.seeds, answer
     if options.with_model and options.with_peers:
@@ -851,6 +877,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument("--max-epochs", type=int, help="train CausalGeD shorter than its default")
     parser.add_argument("--n-samples", type=int, help="draws of CausalGeD, instead of its default")
     parser.add_argument("--baselines-only", action="store_true", help="leave CausalGeD and peers out")
+    parser.add_argument("--ablations", action="store_true", help="CausalGeD without its parts, no baselines")
     parser.add_argument("--no-peers", action="store_true", help="leave Tangram, gimVI and SpaGE out")
     parser.add_argument(
         "--keep-empty", action="store_true", help=f"keep spots without a measured count, with total {FLOOR}"
@@ -875,6 +902,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         n_samples=given.n_samples,
         with_model=not given.baselines_only,
         keep_empty=given.keep_empty,
+        ablations=given.ablations,
     )
     return replace(options, **changes), given.out
 

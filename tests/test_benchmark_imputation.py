@@ -78,8 +78,8 @@ class Fake:
         cls.setups.append({"expression": expression})
 
     @classmethod
-    def setup_reference(cls, reference: Any, *, expression: str, cell_type_key: str | None) -> None:
-        cls.setups.append({"expression": expression, "cell_type_key": cell_type_key})
+    def setup_reference(cls, reference: Any, *, expression: str) -> None:
+        cls.setups.append({"expression": expression})
 
     def __init__(self, adata: Any, reference: Any, *, random_state: int, **changes: Any) -> None:
         self.adata, self.reference, self.random_state = adata, reference, random_state
@@ -183,8 +183,8 @@ def test_the_model_gets_measured_genes_only_and_the_whole_reference(ran, benchma
 
 def test_what_is_no_count_is_handed_over_logged(ran):
     counted, volumes = ran.setups[0:2], ran.setups[8:10]
-    assert counted == [{"expression": "counts"}, {"expression": "counts", "cell_type_key": _keys.CELL_TYPE}]
-    assert volumes == [{"expression": "log"}, {"expression": "counts", "cell_type_key": None}]
+    assert counted == [{"expression": "counts"}, {"expression": "counts"}]
+    assert volumes == [{"expression": "log"}, {"expression": "counts"}]
 
 
 def test_hidden_values_in_space_change_no_prediction(benchmark, folder):
