@@ -16,7 +16,7 @@ import pytest
 from scipy import sparse
 
 import stgen.models
-from stgen import _keys, metrics
+from stgen import metrics
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 ROW = ["dataset", "section", "fold", "method", "kind", "metric", "scale", "seed", "value"]
