@@ -392,3 +392,57 @@ def test_missing_places_and_columns_are_named(panel, reference):
 def test_a_folder_that_is_taken_is_refused_before_training(panel, reference, folder):
     refused(panel, "already holds a model", reference, save=folder, error=FileExistsError)
     refused(panel, "must be a name without '/'", reference, key_added="a/b")
+
+
+# what the verdicts are worth ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def partly_blind():
+    """Imputed genes of a panel whose reference says nothing about every other of them, and nothing at all of one."""
+    tissue = stg.datasets.toy_tissue(
+        n_sections=1, n_patients=1, spots_per_section=300, n_genes=80, histology="none"
+    )
+    reference = stg.datasets.toy_reference(tissue, n_cells=400)
+    counts, rng = reference.X.toarray(), np.random.default_rng(0)
+    for i in range(1, 80, 4):
+        counts[:, i] = rng.permutation(counts[:, i])
+    counts[:, 3] = 0
+    reference.X = counts
+    adata = tissue[:, ::2].copy()
+    with pytest.warns(UserWarning, match="1 of 80 genes have the same count in every spot"):
+        stg.tl.causalged_impute(
+            adata, reference, model_kwargs={"use_network": False}, train_kwargs=SHORT, n_samples=1
+        )
+    table = stg.get.imputed(adata).var
+    is_shuffled = table.index.isin(tissue.var_names[1::4])
+    return table, is_shuffled, tissue.var_names[3]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="trust is learned on measured genes that the reference knows: of shuffled genes, which gain nothing, about half "
+    "are called 'use'",
+)
+def test_a_gene_that_the_reference_says_nothing_about_is_not_for_use(partly_blind):
+    table, is_shuffled, _ = partly_blind
+    assert (table["verdict"][is_shuffled] == "use").mean() <= 0.1
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="trust is extrapolated to genes without a count in the reference: -1, from -1 to -1, where 0 is expected",
+)
+def test_a_gene_without_a_count_in_the_reference_is_expected_to_correlate_with_nothing(partly_blind):
+    table, _, silent = partly_blind
+    assert table.loc[silent, "verdict"] == "do not use"
+    assert abs(table.loc[silent, "predictability"]) < 0.3
+
+
+def test_a_gene_that_the_reference_knows_is_expected_to_gain(partly_blind):
+    table, is_shuffled, silent = partly_blind
+    known = ~is_shuffled & (table.index != silent)
+    assert (table["verdict"][known] == "use").any()
+    assert (table["gain"][known] > 0).mean() > 0.9
