@@ -392,6 +392,14 @@ def test_whole_numbers_of_other_kinds_are_taken(fitted):
     assert np.isfinite(fitted.impute(n_samples=np.int64(2), n_steps=np.int64(3), n_sets=np.int64(1)).X).all()
 
 
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="2.0 passes the check for whole numbers, but is not made an int"
+)
+def test_a_whole_number_may_be_written_with_a_point(fitted):
+    """It passes the check, so it has to pass what follows."""
+    assert np.isfinite(fitted.impute(n_samples=2.0).X).all()
+
+
 def test_an_order_that_does_not_exist_is_refused(fitted):
     """Whether or not the network has anything to add."""
     with pytest.raises(
