@@ -227,7 +227,7 @@ VERDICTS = {
 @pytest.mark.parametrize("name", VERDICTS)
 def test_the_verdict_is_that_of_the_interval_of_the_gain(name):
     gain, error, verdict = VERDICTS[name]
-    table = trust(constant(0.6, gain, [0.1, error]), np.zeros((2, 6)), ["a", "b"])
+    table = trust(constant(0.6, gain, [0.1, error]), np.zeros((2, 6)), ["a", "b"], np.ones(2, bool))
     assert table["verdict"].tolist() == [verdict] * 2
     assert list(table.index) == ["a", "b"] and table.index.name == "gene"
     np.testing.assert_allclose(table["gain_low"], gain - Z * error)
@@ -236,8 +236,14 @@ def test_the_verdict_is_that_of_the_interval_of_the_gain(name):
     np.testing.assert_allclose(table["high"], 0.6 + Z * 0.1)
 
 
+def test_a_gene_that_no_cell_of_the_reference_has_is_not_to_be_used():
+    table = trust(constant(0.6, 0.4, [0.1, 0.1]), np.zeros((2, 6)), ["a", "b"], np.array([True, False]))
+    assert table["verdict"].tolist() == ["use", "do not use"]
+    assert table["predictability"].tolist() == [0.6, 0.0]
+
+
 def test_correlations_are_kept_between_minus_1_and_1():
-    table = trust(constant(1.4, 0.2, [0.5, 0.1]), np.zeros((1, 6)), ["a"])
+    table = trust(constant(1.4, 0.2, [0.5, 0.1]), np.zeros((1, 6)), ["a"], np.ones(1, bool))
     assert table[["predictability", "low", "high"]].abs().max().max() <= 1
 
 
@@ -256,7 +262,7 @@ def test_trust_holds_for_genes_that_were_not_there():
     """The score is ordered right, and 80 % intervals hold about 80 % of correlations and gains."""
     regression = fit_trust(*make_outcomes(120, 0))
     features, hint, truth, shared = make_outcomes(400, 1)
-    table = trust(regression, features, [f"g{i}" for i in range(400)])
+    table = trust(regression, features, [f"g{i}" for i in range(400)], np.ones(400, bool))
     score = pearson(hint, truth)
     gain = score - np.maximum(pearson(shared, truth), 0)
     assert np.corrcoef(table["predictability"], score)[0, 1] > 0.8

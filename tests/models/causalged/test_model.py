@@ -21,7 +21,7 @@ from stgen.models.causalged._views import Hints, Predictor
 from stgen.testing import changed_slots
 
 TINY = {"width": 16, "n_layers": 2, "n_heads": 2, "n_axes": 4}
-SHORT = {"max_epochs": 2, "batch_size": 8, "accelerator": "cpu"}
+SHORT = {"max_epochs": 1, "batch_size": 64, "accelerator": "cpu"}
 QUICK = {"n_samples": 4, "n_steps": 5}
 SECTIONS = {"library_key": _keys.LIBRARY}
 MARK = _keys.REFERENCE_MARK
@@ -218,8 +218,7 @@ def test_without_a_network_the_answer_is_that_of_the_views(silent):
 @pytest.mark.xfail(
     strict=True,
     raises=AssertionError,
-    reason="the share is judged on a few validation genes, by one standard error: for one seed in four the noise of an "
-    "untrained network passes, with a share of up to 1",
+    reason="the share is judged on the four genes of one fold: for some seeds an untrained network's noise passes",
 )
 def test_an_untrained_network_adds_nothing(panel, reference):
     """Its answer is 0 from the start: what is generated is noise, of which validation genes take nothing."""
@@ -442,23 +441,12 @@ def test_genes_that_can_be_predicted_best_come_first_unless_said_otherwise(loud)
     assert not np.array_equal(seen[1], seen[0]) and not np.array_equal(seen[1], seen[2])
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="`_order` keeps a repeated name: the gene is generated twice, and sets are cut for one gene more",
-)
 def test_a_gene_named_twice_in_the_order_counts_once(loud):
     genes = [gene for gene in loud.reference_genes if gene not in loud.measured_genes]
     rank = loud._order([genes[3], genes[3]], genes, np.arange(20), 0)
     assert sorted(rank) == list(range(20))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="each pass of `_residuals` starts from measured genes alone: beyond 256 genes a set does not see the sets "
-    "before it, and a set may be cut in two",
-)
 def test_a_set_sees_the_sets_before_it_however_many_genes_there_are(loud, monkeypatch):
     """As `n_sets` says: also where genes do not fit into one pass."""
     genes = [gene for gene in loud.reference_genes if gene not in loud.measured_genes]
@@ -530,11 +518,6 @@ def test_odd_counts_are_learned_from_and_answered(name, panel, reference, loud):
     assert_sound(loud.impute(odd, **QUICK))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="standard deviations of constants are rounding, above the bound of 1e-8: rounding is scaled up to whole units",
-)
 @pytest.mark.filterwarnings("ignore:.*(no counts|same count).*:UserWarning")
 def test_spots_that_are_all_alike_are_all_answered_alike(panel, loud):
     made = loud.impute(with_counts(panel, alike), **QUICK)

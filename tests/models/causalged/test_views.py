@@ -173,11 +173,6 @@ def test_a_seed_gives_one_summary_and_the_global_random_state_is_left_alone():
     np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="`summarise` counts entries (getnnz): a stored zero is taken as detected",
-    raises=AssertionError,
-)
 def test_zeros_that_are_stored_are_zeros():
     x = make_cells()
     stored = sparse.csr_matrix(x + 1)
@@ -209,15 +204,7 @@ def test_spots_do_not_depend_on_which_are_asked_for_with_them(spots):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
-ROUNDED = pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="the float32 standard deviation of a constant column is rounding (1e-7 of its value), above the bound of "
-    "1e-8: the column is scaled to ±1 instead of 0",
-)
-
-
-@pytest.mark.parametrize("value", [0.0, pytest.param(1.0, marks=ROUNDED), pytest.param(1.7, marks=ROUNDED)])
+@pytest.mark.parametrize("value", [0.0, 1.0, 1.7])
 def test_a_constant_gene_counts_for_nothing(value, spots):
     x = spots.x.copy()
     x[:, 2] = value
@@ -288,7 +275,6 @@ def test_hints_of_the_sample_are_those_of_its_rows():
     np.testing.assert_allclose(hints.of_sample, np.tensordot(weight, views, 1), rtol=1e-3, atol=1e-4)
 
 
-@ROUNDED
 def test_hints_of_spots_that_are_all_alike_are_0(reference):
     alike = [np.full((300, M), 0.3, dtype=np.float32)] * len(NEIGHBOURHOODS)
     predictor, weight = Predictor.make(reference, MEASURED, USE, WANTED), np.ones(_views.N_VIEWS)
