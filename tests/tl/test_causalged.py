@@ -419,22 +419,11 @@ def partly_blind():
     return table, is_shuffled, tissue.var_names[3]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="trust is learned on measured genes that the reference knows: of shuffled genes, which gain nothing, about half "
-    "are called 'use'",
-)
 def test_a_gene_that_the_reference_says_nothing_about_is_not_for_use(partly_blind):
     table, is_shuffled, _ = partly_blind
     assert (table["verdict"][is_shuffled] == "use").mean() <= 0.1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="trust is extrapolated to genes without a count in the reference: -1, from -1 to -1, where 0 is expected",
-)
 def test_a_gene_without_a_count_in_the_reference_is_expected_to_correlate_with_nothing(partly_blind):
     table, _, silent = partly_blind
     assert table.loc[silent, "verdict"] == "do not use"

@@ -171,9 +171,14 @@ def fit_trust(features: NDArray[np.float64], hint: Floats, truth: Floats, shared
     return Regression.fit(features, np.stack([score, gain], axis=1), penalty=30.0)
 
 
-def trust(regression: Regression, features: NDArray[np.float64], genes: list[str]) -> pd.DataFrame:
-    """Table, genes × (``predictability``, ``low``, ``high``, ``gain``, ``gain_low``, ``gain_high``, ``verdict``)."""
-    score, gain = regression(features).T
+def trust(
+    regression: Regression, features: NDArray[np.float64], genes: list[str], is_known: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """Table, genes × (``predictability``, ``low``, ``high``, ``gain``, ``gain_low``, ``gain_high``, ``verdict``).
+
+    A gene that no cell of the reference has (not ``is_known``) is expected to correlate by 0.
+    """
+    score, gain = np.where(is_known, regression(features).T, 0.0)
     wide, wide_gain = Z * regression.error
     low, high = gain - wide_gain, gain + wide_gain
     return pd.DataFrame(
@@ -184,7 +189,7 @@ def trust(regression: Regression, features: NDArray[np.float64], genes: list[str
             "gain": gain,
             "gain_low": low,
             "gain_high": high,
-            "verdict": np.select([low > 0, high > 0], ["use", "weak"], "do not use"),
+            "verdict": np.select([~is_known, low > 0, high > 0], ["do not use", "use", "weak"], "do not use"),
         },
         index=pd.Index(genes, name="gene"),
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
+from scipy import sparse, stats
 
 from stgen import _keys
 from stgen._warn import warn
@@ -37,7 +37,7 @@ from ._calibration import (
 from ._config import CausalGeDConfig
 from ._network import CausalGeDNetwork
 from ._parts import even_steps
-from ._reference import Reference, summarise
+from ._reference import Reference, blinded, summarise
 from ._sets import Axes, Known, identities, known, training_sets
 from ._views import N_SAMPLE, NEIGHBOURHOODS, Hints, Predictor, Spots, gene_folds
 
@@ -53,6 +53,8 @@ MAX_MEASURED = 1000
 N_ROWS = 80
 """Sets of genes in an epoch, those for validation among them."""
 N_VALIDATION = 16
+N_DRAWS = 64
+"""Draws by which the share of the network is judged."""
 SPOTS_AT_ONCE = 4096
 GENES_AT_ONCE = 256
 MAX_BYTES = 4 * 1024**3
@@ -376,15 +378,19 @@ class CausalGeD(STModel):
         }
         is_target = batch["is_target"][0]
         n = int(is_target.sum())
-        noise = normal_noise(np.arange(n), 16, self.config.n_axes, self._random_state).to(self.device)
-        made = module.impute(batch, step=torch.ones(n, dtype=torch.int64), noise=noise, n_steps=20).mean(0)
+        noise = normal_noise(np.arange(n), N_DRAWS, self.config.n_axes, self._random_state).to(self.device)
+        draws = module.impute(batch, step=torch.ones(n, dtype=torch.int64), noise=noise, n_steps=20)
+        made = draws.mean(0)
         truth = batch["target"][0][is_target]
         size = (made**2).sum(1)
         product = (made * truth).sum(1)
         share = float(product.sum() / size.sum().clamp(min=1e-12))
-        # one standard error less, from genes: few of them say little
+        # the lower end of its 95 % interval, from genes: few of them say little
         error = float(((product - share * size) ** 2).sum().sqrt() / size.sum().clamp(min=1e-12))
-        module.share.fill_(min(max(share - error, 0.0), 1.0))
+        share = min(max(share - stats.t.ppf(0.975, max(n - 1, 1)) * error, 0.0), 1.0)
+        # a mean of draws that is no larger than chance leaves it is nothing that the network knows
+        is_more = float(size.sum()) > 2 * float(draws.var(0).sum()) / N_DRAWS
+        module.share.fill_(share if is_more else 0.0)
 
     # -------------------------------------------------------------------------------------------------- imputation
 
@@ -446,6 +452,7 @@ class CausalGeD(STModel):
         for name, number in (("n_samples", n_samples), ("n_steps", n_steps), ("n_sets", n_sets)):
             if isinstance(number, bool) or int(number) != number or number < 1:
                 raise ValueError(f"`{name}` must be a whole number, at least 1; got {number!r}.")
+        n_samples, n_steps, n_sets = int(n_samples), int(n_steps), int(n_sets)
         adata = self._data(adata)
         self._check_inputs(adata)
         wanted = self._wanted(adata, genes)
@@ -518,7 +525,7 @@ class CausalGeD(STModel):
         hints, axes = Hints(predictor, spots.of_sample, weight), Axes(reference, predictor, spots.of_sample)
         nearest, strength = reference.gram[:, wanted].max(axis=0), hints.of_sample.std(axis=0)
         features, sd = trust_features(facts, strength, nearest), sd * widening(strength)
-        table = trust(Regression.unpacked(self._numbers("trust")), features, names)
+        table = trust(Regression.unpacked(self._numbers("trust")), features, names, facts[:, 2] > 0)
         first = np.argsort(-table["predictability"].to_numpy(), kind="stable")
         rank = self._order(order, names, first, random_state)
         residual = np.zeros((n_samples, len(wanted), self.config.n_axes), dtype=np.float32)
@@ -578,7 +585,7 @@ class CausalGeD(STModel):
                 return first
             by_key = keyed_uniform(torch.from_numpy(name_keys(pd.Index(names))), 1, seed=seed)[:, 0]
             return by_key.argsort(stable=True).numpy()
-        listed = pd.Index(names).get_indexer(pd.Index(list(order)))
+        listed = pd.Index(names).get_indexer(pd.Index(list(order)).unique())
         lead = listed[listed >= 0]
         return np.concatenate([lead, first[~np.isin(first, lead)]])
 
@@ -597,7 +604,7 @@ class CausalGeD(STModel):
         n_sets: int,
         seed: int,
     ) -> Floats:
-        """Draws (n_samples, w, L) of what hints leave unsaid, some genes at a time."""
+        """Draws (n_samples, w, L) of what hints leave unsaid."""
         module, device = self.module, self.device
         scale = module.statistic("scale").cpu().numpy()
         own = {
@@ -607,30 +614,30 @@ class CausalGeD(STModel):
         }
         out = np.zeros((n_samples, len(wanted), self.config.n_axes), dtype=np.float32)
         keys = name_keys(pd.Index([module.genes[i] for i in wanted]))
-        hint = axes.latents(hints.of_sample) / scale
-        step = even_steps(len(rank), n_sets)
-        # genes of one set that do not fit into one pass are generated apart; sets are kept together
-        for start in range(0, len(rank), GENES_AT_ONCE):
-            some_genes = rank[start : start + GENES_AT_ONCE]
-            asked = {
-                "identity": identities(reference, wanted[some_genes]),
-                "hint": hint[some_genes],
-                "residual": np.zeros((len(some_genes), self.config.n_axes), dtype=np.float32),
-            }
-            batch = {
-                name: torch.from_numpy(np.concatenate([own[name], asked[name]]).astype(np.float32))[None].to(
-                    device
-                )
-                for name in own
-            }
-            batch["is_target"] = (
-                torch.arange(len(measured) + len(some_genes), device=device) >= len(measured)
-            )[None]
-            noise = normal_noise(keys[some_genes], n_samples, self.config.n_axes, seed).to(device)
-            made = module.impute(
-                batch, step=step[start : start + GENES_AT_ONCE].to(device), noise=noise, n_steps=n_steps
+        asked = {
+            "identity": identities(reference, wanted[rank]),
+            "hint": axes.latents(hints.of_sample)[rank] / scale,
+            "residual": np.zeros((len(rank), self.config.n_axes), dtype=np.float32),
+        }
+        batch = {
+            name: torch.from_numpy(np.concatenate([own[name], asked[name]]).astype(np.float32))[None].to(
+                device
             )
-            out[:, some_genes] = made.cpu().numpy() * scale
+            for name in own
+        }
+        batch["is_target"] = (torch.arange(len(measured) + len(rank), device=device) >= len(measured))[None]
+        out[:, rank] = (
+            scale
+            * module.impute(
+                batch,
+                step=even_steps(len(rank), n_sets).to(device),
+                noise=normal_noise(keys[rank], n_samples, self.config.n_axes, seed).to(device),
+                n_steps=n_steps,
+                at_once=GENES_AT_ONCE,
+            )
+            .cpu()
+            .numpy()
+        )
         return out
 
     @classmethod
@@ -674,6 +681,11 @@ class ReferenceTable:
         totals = np.asarray(values[:, measured].sum(axis=1)).ravel()
         if not (totals > 0).any():
             raise ValueError("No cell of the reference has a count of a gene that the spatial data measured.")
+        if (n := int((totals > 0).sum())) < MIN_SHARED:
+            raise ValueError(
+                f"At least {MIN_SHARED} cells of the reference must have a count of a gene that the spatial data measured; "
+                f"{n} of {len(totals)} have. Is it the same species and the same spelling of names?"
+            )
         return cls(values, genes, measured, float(np.median(totals[totals > 0])))
 
     def blocks(self) -> Iterator[sparse.csr_matrix]:
@@ -709,13 +721,29 @@ def calibrated(
     strength = hint.std(axis=0)
     bands = Intervals.fit(np.maximum(mean + sd * widening(strength) * hint, 0.0), x, seed)
     features = trust_features(facts, strength, nearest)
+    # beside them, copies of which the reference knows nothing: or trust would be what is usual for a gene that it knows
+    blind = blinded(reference, measured, seed)
+    copies, blind_nearest = np.empty_like(z), np.empty(len(measured), dtype=np.float32)
+    for part in folds:
+        others = np.setdiff1d(np.arange(len(measured)), part)
+        column = len(reference.facts) + part
+        predictor = Predictor.make(blind, measured, others, column)
+        copies[:, part] = Hints(predictor, spots.of_sample, seen.weight).of_sample
+        blind_nearest[part] = blind.gram[np.ix_(others, column)].max(axis=0)
+    blind_features = trust_features(blind.facts[len(reference.facts) :], copies.std(axis=0), blind_nearest)
+    taught = fit_trust(
+        np.concatenate([features, blind_features]),
+        np.concatenate([hint, copies], axis=1),
+        np.concatenate([z, z], axis=1),
+        np.concatenate([shared, shared], axis=1),
+    )
     return {
         "level": fit_level(facts, x).packed(),
         "interval_centre": bands.centre,
         "interval_quantile": bands.quantile,
         "interval_sd": bands.sd,
         "interval_mass": bands.mass,
-        "trust": fit_trust(features, hint, z, shared).packed(),
+        "trust": taught.packed(),
     }
 
 

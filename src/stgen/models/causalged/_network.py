@@ -151,7 +151,9 @@ class CausalGeDNetwork(Network):
     # --------------------------------------------------------------------------------------------------- generating
 
     @torch.no_grad()
-    def impute(self, batch: Batch, *, step: Tensor, noise: Tensor, n_steps: int) -> Tensor:
+    def impute(
+        self, batch: Batch, *, step: Tensor, noise: Tensor, n_steps: int, at_once: int = 256
+    ) -> Tensor:
         """Residuals (B, w, L) of targets, set after set; B draws differ in their noise.
 
         Parameters
@@ -164,6 +166,8 @@ class CausalGeDNetwork(Network):
             (B, w, L) standard normal.
         n_steps
             Reverse steps of the diffusion.
+        at_once
+            Genes of a set at most that see each other; a larger set is generated in parts.
         """
         b = len(noise)
         is_target = batch["is_target"][0]
@@ -173,15 +177,16 @@ class CausalGeDNetwork(Network):
         cache = self.decoder.extend(self.decoder.start(), context.expand(b, -1, -1), group, context)
         out = torch.zeros_like(noise)
         for number in step.unique().tolist():
-            here = (step == number).nonzero()[:, 0]
-            own, own_hint = identity[:, here].expand(b, -1, -1), hint[:, here].expand(b, -1, -1)
-            same = torch.full((len(here),), number, device=noise.device)
-
-            denoise = partial(self._denoised, cache, own, own_hint, same, context)
-            x = self.schedule.walk(denoise, noise[:, here], n_steps)
-            out[:, here] = x
+            everyone = (step == number).nonzero()[:, 0]
+            for here in everyone.split(at_once):
+                own, own_hint = identity[:, here].expand(b, -1, -1), hint[:, here].expand(b, -1, -1)
+                group = torch.full((len(here),), number, device=noise.device)
+                denoise = partial(self._denoised, cache, own, own_hint, group, context)
+                out[:, here] = self.schedule.walk(denoise, noise[:, here], n_steps)
             if number < int(step.max()):
-                cache = self.decoder.extend(cache, self.context_tokens(x, own), same, context)
+                tokens = self.context_tokens(out[:, everyone], identity[:, everyone].expand(b, -1, -1))
+                group = torch.full((len(everyone),), number, device=noise.device)
+                cache = self.decoder.extend(cache, tokens, group, context)
         return out
 
     def _denoised(

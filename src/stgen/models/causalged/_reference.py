@@ -8,7 +8,7 @@ part in it. Genes are standardised over cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,8 @@ class Reference:
     variance that lies between metacells."""
     axes: Floats
     """(M, L/2) principal components of metacells over measured genes, of unit length: axes of a gene's latent."""
+    n_cells: int = 0
+    """q"""
 
 
 def summarise(
@@ -66,7 +68,7 @@ def summarise(
         n += x.shape[0]
         total = total + np.asarray(x.sum(axis=0)).ravel().astype(np.float64)
         square = square + np.asarray(x.multiply(x).sum(axis=0)).ravel().astype(np.float64)
-        detected = detected + x.getnnz(axis=0)
+        detected = detected + np.asarray((x > 0).sum(axis=0)).ravel()
         cross = cross + (x[:, measured].T @ x).toarray().astype(np.float64)
     mean = total / n
     sd = np.sqrt(np.maximum(square / n - mean**2, 0.0))
@@ -108,4 +110,26 @@ def summarise(
     # a component's sign is arbitrary: the larger half of it is positive
     axes *= np.where((axes**3).sum(axis=0) < 0, -1.0, 1.0)
     facts = np.stack([mean, sd, detected / n, between], axis=1)
-    return Reference(*(part.astype(np.float32) for part in (gram, metacells, facts, axes)))
+    return Reference(
+        gram.astype(np.float32),
+        metacells.astype(np.float32),
+        facts.astype(np.float32),
+        axes.astype(np.float32),
+        n,
+    )
+
+
+def blinded(reference: Reference, genes: NDArray[np.int64], seed: int) -> Reference:
+    """The reference with a copy of some genes behind all others, of which it knows no more than of shuffled cells."""
+    rng = np.random.default_rng(seed)
+    n, n_metacells = max(reference.n_cells, 2), len(reference.metacells)
+    gram = rng.normal(size=(len(reference.gram), len(genes))) / np.sqrt(n)
+    metacells = rng.normal(size=(n_metacells, len(genes))) * np.sqrt(n_metacells / n)
+    facts = reference.facts[genes].copy()
+    facts[:, FACTS.index("between")] = n_metacells / n
+    return replace(
+        reference,
+        gram=np.concatenate([reference.gram, gram.astype(np.float32)], axis=1),
+        metacells=np.concatenate([reference.metacells, metacells.astype(np.float32)], axis=1),
+        facts=np.concatenate([reference.facts, facts]),
+    )

@@ -40,7 +40,7 @@ class Axes:
         self.along, self.predictor = reference.axes, predictor
         raw = self._raw(of_sample)
         self.mean, sd = raw.mean(axis=0), raw.std(axis=0)
-        self.unit = np.where(sd > 1e-8, sd, np.inf).astype(np.float32)
+        self.unit = np.where(sd > 1e-5, sd, np.inf).astype(np.float32)
         self.of_sample = (raw - self.mean) / self.unit
         n = len(raw)
         square = self.of_sample.T @ self.of_sample / n + RIDGE * np.eye(raw.shape[1])

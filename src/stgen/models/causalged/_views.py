@@ -69,10 +69,14 @@ class Spots:
         ]
 
 
+CONSTANT = 1e-5
+"""Columns that vary by less than this share of their size are constant: the rest is rounding."""
+
+
 def _unit(x: Floats) -> Floats:
     """Standard deviations; those of constant columns so large that the column counts for nothing."""
     sd = x.std(axis=0)
-    return np.where(sd > 1e-8, sd, 1e8).astype(np.float32)
+    return np.where(sd > CONSTANT * np.maximum(np.abs(x).max(axis=0), 1e-3), sd, 1e8).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ class Hints:
         self.predictor = predictor
         self.mean = views.mean(axis=1, keepdims=True)
         sd = views.std(axis=1, keepdims=True)
-        self.scale = weight[:, None, None].astype(np.float32) / np.where(sd > 1e-8, sd, np.inf)
+        self.scale = weight[:, None, None].astype(np.float32) / np.where(sd > CONSTANT, sd, np.inf)
         self.of_sample = self._weighed(views)
 
     def _weighed(self, views: Floats) -> Floats:
@@ -153,7 +157,7 @@ def standard_views(views: Floats) -> Floats:
     """Views (V, n, w), each gene of each with mean 0 and variance 1; constant ones are 0."""
     views = views - views.mean(axis=1, keepdims=True)
     sd = views.std(axis=1, keepdims=True)
-    return np.asarray(views / np.where(sd > 1e-8, sd, np.inf), dtype=np.float32)
+    return np.asarray(views / np.where(sd > CONSTANT, sd, np.inf), dtype=np.float32)
 
 
 def left_out_views(
