@@ -61,6 +61,14 @@ VERDICTS = ("use", "weak", "do not use")
 N_BOOT = 4000
 LEVEL = 0.95
 
+PSEUDO = {
+    "pseudo_visp": ("starmap_visp/BY3_1k.h5ad", None),
+    "pseudo_mpfc": ("starmap_mpfc/BZ5.h5ad", "starmap_mpfc/BZ9.h5ad"),
+    "pseudo_seqfish": ("seqfish_embryo/embryo1.h5ad", "seqfish_embryo/embryo2.h5ad"),
+}
+"""Pairs made of sections: spatial data, and a reference whose coordinates are hidden; ``None``: the other half of the cells.
+Nothing was tuned on them."""
+
 MEANING = {
     "pearson, spearman, ssim, js": "per gene over the spots, mean over the hidden genes of the fold; a prediction "
     "without a score (constant, or nowhere above 0) gets the score of knowing nothing: 0, for js log 2",
@@ -176,6 +184,14 @@ def read_pair(dataset: str, data: Path | None) -> Pair:
         return make_pair(TOY, spatial, stg.datasets.toy_reference(spatial))
     if data is None:
         raise SystemExit("--data DIR must say where the folders of pairs lie; only `toy` does without.")
+    if dataset in PSEUDO:
+        spatial, reference = (
+            None if name is None else anndata.read_h5ad(data / name) for name in PSEUDO[dataset]
+        )
+        if reference is None:
+            is_spatial = np.random.default_rng(0).random(spatial.n_obs) < 0.5
+            spatial, reference = spatial[is_spatial].copy(), spatial[~is_spatial].copy()
+        return make_pair(dataset, spatial, reference)
     files = [data / dataset / f"{which}.h5ad" for which in ("st", "sc")]
     missing = [file.name for file in files if not file.exists()]
     if missing:
@@ -867,7 +883,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder that holds the folders of pairs")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--datasets", help=f"folders of DIR, or toy; default {','.join(DATASETS)}")
+    parser.add_argument(
+        "--datasets", help=f"folders of DIR, toy, {', '.join(PSEUDO)}; default {','.join(DATASETS)}"
+    )
     parser.add_argument("--seeds", help="seeds of what is trained, default 0,1,2")
     parser.add_argument("--folds", type=int, help=f"run only the first folds of {N_FOLDS}")
     parser.add_argument(
