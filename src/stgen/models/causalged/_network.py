@@ -36,6 +36,10 @@ MAX_TARGETS = 64
 """Genes of a set that are generated in training at most."""
 
 
+CLIP = 4.0
+"""Residuals have unit variance; none is believed to be larger."""
+
+
 class CausalGeDNetwork(Network):
     """See the module's text.
 
@@ -176,13 +180,15 @@ class CausalGeDNetwork(Network):
         context, group = self._context(batch, measured[None, : self.config.max_context])
         cache = self.decoder.extend(self.decoder.start(), context.expand(b, -1, -1), group, context)
         out = torch.zeros_like(noise)
+        # at large t a small error in the noise is a large one in what it hides
+        clip = CLIP if self._kind == "noise" else None
         for number in step.unique().tolist():
             everyone = (step == number).nonzero()[:, 0]
             for here in everyone.split(at_once):
                 own, own_hint = identity[:, here].expand(b, -1, -1), hint[:, here].expand(b, -1, -1)
                 group = torch.full((len(here),), number, device=noise.device)
                 denoise = partial(self._denoised, cache, own, own_hint, group, context)
-                out[:, here] = self.schedule.walk(denoise, noise[:, here], n_steps)
+                out[:, here] = self.schedule.walk(denoise, noise[:, here], n_steps, clip=clip)
             if number < int(step.max()):
                 tokens = self.context_tokens(out[:, everyone], identity[:, everyone].expand(b, -1, -1))
                 group = torch.full((len(everyone),), number, device=noise.device)
