@@ -32,7 +32,9 @@ def main() -> None:
         "a constant": np.full_like(truth, truth.mean()),
         "noise": rng.normal(truth.mean(), truth.std(), truth.shape),
     }
-    print(f"{truth.shape[0]} spots × {truth.shape[1]} genes, {np.mean(truth == 0):.0%} zeros; mean Pearson over genes")
+    print(
+        f"{truth.shape[0]} spots × {truth.shape[1]} genes, {np.mean(truth == 0):.0%} zeros; mean Pearson over genes"
+    )
     for name, filler in fillers.items():
         honest = np.nan_to_num(stg.metrics.pearson(truth, filler)).mean()
         leaked = np.nan_to_num(stg.metrics.pearson(truth, with_truth_copied(filler, truth, rng))).mean()
