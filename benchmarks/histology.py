@@ -14,7 +14,6 @@ the same features; the mean over the 6 nearest spots is among them unless a name
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 from _figures import Kept, draw
 from _report import MEANING as MEANING_OF_METRICS
 from _report import Cost, Place, Results, Row, environment, heading, measured
+from _run import command_of, limit_threads
 
 import stgen as stg
 from stgen import _keys, metrics
@@ -769,36 +769,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = stg.settings.progress_bar, stg.settings.verbosity
     stg.settings.progress_bar, stg.settings.verbosity = False, "error"
     try:
-        results, meta, paired = run(options, command_of(sys.argv[1:] if arguments is None else arguments))
+        results, meta, paired = run(
+            options, command_of("histology", sys.argv[1:] if arguments is None else arguments)
+        )
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
     say(results, meta, paired)
     results.write(out, meta, paired)
     heading(f"written: {out.name}, after {meta['seconds']:.0f} s")
-
-
-def limit_threads(n: int | None) -> None:
-    """Threads of torch and of the linear algebra behind numpy."""
-    if n is None:
-        return
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    os.environ["OMP_NUM_THREADS"] = str(n)
-    threadpool_limits(n)
-    torch.set_num_threads(n)
-
-
-def command_of(arguments: Sequence[str]) -> str:
-    """The command with the reader's own folders left to the reader."""
-    shown, hidden = list(arguments), {"--data": "DIR", "--out": "FILE", "--figure": "DIR"}
-    for i, argument in enumerate(shown):
-        name = argument.split("=")[0]
-        if name in hidden and "=" in argument:
-            shown[i] = f"{name}={hidden[name]}"
-        elif name in hidden and i + 1 < len(shown):
-            shown[i + 1] = hidden[name]
-    return " ".join(["python benchmarks/histology.py", *shown])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from _report import Cost, Place, Results, Row, environment, heading, mean, measured, show
+from _run import command_of, forget, limit_threads, say_once
 from scipy import sparse
 from sklearn.model_selection import KFold
 
@@ -363,7 +364,7 @@ def run_baselines(task: Task) -> Iterator[Answer]:
     methods: list[tuple[str, ImputationBaseline]] = [(one.name, one) for one in imputation_baselines()]
     for name, baseline in [*methods, (RBF, GeneKernelRidge(kernel="rbf"))]:
         if baseline.needs_cell_type and task.cell_type is None:
-            _say_once(f"{task.dataset}: the reference has no obs['{_keys.CELL_TYPE}']: no row {name!r}.")
+            say_once(f"{task.dataset}: the reference has no obs['{_keys.CELL_TYPE}']: no row {name!r}.")
             continue
         with measured() as training:
             baseline.fit(
@@ -389,7 +390,7 @@ def run_causalged(task: Task, seed: int, max_epochs: int | None = None, n_sample
     try:
         from stgen.models import CausalGeD
     except ImportError:
-        _say_once("CausalGeD is not there: only baselines are run.")
+        say_once("CausalGeD is not there: only baselines are run.")
         return
     adata, reference = task.adata(), task.reference()
     share = changes.pop("share", None)
@@ -433,13 +434,6 @@ def intervals_of(imputed: Any) -> dict[int, dict[str, np.ndarray]]:
     return found
 
 
-def forget(adata: Any) -> None:
-    """Let scvi-tools forget a training set: it would be held for as long as the process lives."""
-    from stgen.models._base import remove_setup_marks
-
-    remove_setup_marks(adata, {})
-
-
 # -------------------------------------------------------------------------------------------------------------- peers
 
 
@@ -449,7 +443,7 @@ def run_peers(task: Task, seed: int) -> Iterator[Answer]:
         try:
             importlib.import_module(module)
         except ImportError:
-            _say_once(f"{name} is not installed: no row of it.")
+            say_once(f"{name} is not installed: no row of it.")
             continue
         with measured() as training:
             prediction = peer(task, seed)
@@ -479,7 +473,7 @@ def tangram(task: Task, seed: int) -> np.ndarray:
 def gimvi(task: Task, seed: int) -> np.ndarray | None:
     """gimVI, its defaults. It models counts; its shares are divided by those of the measured genes."""
     if not (task.spots.is_counts and task.cells.is_counts):
-        _say_once(f"{task.dataset}: not counts on both sides: no row of gimVI.")
+        say_once(f"{task.dataset}: not counts on both sides: no row of gimVI.")
         return None
     import scvi
     from scvi.external import GIMVI
@@ -523,15 +517,6 @@ PEER_TARGET: dict[str, Callable[[Task], float | None]] = {
 def _cost(training: dict[str, float], predicting: dict[str, float]) -> tuple[float, float, float]:
     peak = float(np.nanmax([training["peak_mb"], predicting["peak_mb"], 0.0]))
     return training["seconds"], predicting["seconds"], peak
-
-
-_SAID: set[str] = set()
-
-
-def _say_once(text: str) -> None:
-    if text not in _SAID:
-        _SAID.add(text)
-        print(text, file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
@@ -932,38 +917,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stg.settings.progress_bar, stg.settings.verbosity = False, "error"
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        comparison, meta, paired = run(options, command_of(given))
+        comparison, meta, paired = run(options, command_of("imputation", given))
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
     say(comparison, meta, paired)
     comparison.results.write(out, meta, paired)
     heading(f"written: {out.name}, after {meta['seconds']:.0f} s")
-
-
-def limit_threads(n: int | None) -> None:
-    """Threads of torch and of the linear algebra behind numpy."""
-    if n is None:
-        return
-    import os
-
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    os.environ["OMP_NUM_THREADS"] = str(n)
-    threadpool_limits(n)
-    torch.set_num_threads(n)
-
-
-def command_of(arguments: Sequence[str]) -> str:
-    """The command with the reader's own folders left to the reader."""
-    shown, hidden = list(arguments), {"--data": "DIR", "--out": "FILE"}
-    for i, argument in enumerate(shown):
-        name = argument.split("=")[0]
-        if name in hidden and "=" in argument:
-            shown[i] = f"{name}={hidden[name]}"
-        elif name in hidden and i + 1 < len(shown):
-            shown[i + 1] = hidden[name]
-    return " ".join(["python benchmarks/imputation.py", *shown])
 
 
 if __name__ == "__main__":

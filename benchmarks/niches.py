@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import pandas as pd
 from _report import Cost, Place, Results, environment, heading, measured, paired_by_unit, show
+from _run import command_of, limit_threads, say_once
 from scipy import sparse
 
 import stgen as stg
@@ -644,15 +645,6 @@ def _progress(start: float, section: Section, answer: Answer, results: Results) 
     )
 
 
-_SAID: set[str] = set()
-
-
-def say_once(text: str) -> None:
-    if text not in _SAID:
-        _SAID.add(text)
-        print(text, file=sys.stderr, flush=True)
-
-
 def say(results: Results, meta: dict[str, Any], paired: list[dict[str, Any]]) -> None:
     """Print a table per metric, and differences of the headline."""
     table = pd.DataFrame(results.rows)
@@ -745,30 +737,6 @@ def at_rest(threads: int | None) -> Iterator[None]:
         yield
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
-
-
-def limit_threads(n: int | None) -> None:
-    """Threads of torch and of the linear algebra behind numpy."""
-    if n is None:
-        return
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    os.environ["OMP_NUM_THREADS"] = str(n)
-    threadpool_limits(n)
-    torch.set_num_threads(n)
-
-
-def command_of(script: str, arguments: Sequence[str]) -> str:
-    """The command with the reader's own folders left to the reader."""
-    shown, hidden = list(arguments), {"--data": "DIR", "--out": "FILE"}
-    for i, argument in enumerate(shown):
-        name = argument.split("=")[0]
-        if name in hidden and "=" in argument:
-            shown[i] = f"{name}={hidden[name]}"
-        elif name in hidden and i + 1 < len(shown):
-            shown[i + 1] = hidden[name]
-    return " ".join([f"python benchmarks/{script}.py", *shown])
 
 
 if __name__ == "__main__":

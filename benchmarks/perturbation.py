@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from _report import Cost, Place, Results, environment, heading, measured, show
-from niches import command_of
+from _run import command_of
 from scipy import stats
 from scipy.spatial import cKDTree
 

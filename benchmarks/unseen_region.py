@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import time
 import zlib
@@ -35,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from _report import Cost, Place, Results, Row, crossed_interval, environment, heading, mean, measured, show
+from _run import command_of, forget, limit_threads, say_once
 from scipy import sparse
 
 import stgen as stg
@@ -315,7 +315,7 @@ def run_ceiling(task: Task, seed: int) -> Iterator[Answer]:
     try:
         from stgen.models.gest._vocabulary import fit_vocabulary
     except ImportError:
-        _say_once(f"The vocabulary of GeST is not there: no row {CEILING!r}.")
+        say_once(f"The vocabulary of GeST is not there: no row {CEILING!r}.")
         return
     import torch
 
@@ -333,7 +333,7 @@ def run_gest(task: Task, seed: int, max_epochs: int | None = None, **changes: An
     try:
         from stgen.models import GeST
     except ImportError:
-        _say_once("GeST is not there: only baselines are run.")
+        say_once("GeST is not there: only baselines are run.")
         return
     seen, whole = task.adata(task.seen), task.adata()
     # what is hidden is not there: a model that peeks finds nothing
@@ -378,13 +378,6 @@ def run_ablations(task: Task, seed: int, max_epochs: int | None = None) -> Itera
                 yield answer._replace(method=name)
 
 
-def forget(adata: Any) -> None:
-    """Let scvi-tools forget a training set: it would be held for as long as the process lives."""
-    from stgen.models._base import remove_setup_marks
-
-    remove_setup_marks(adata, {})
-
-
 def _dense(values: Any) -> np.ndarray:
     return np.asarray(values.toarray() if sparse.issparse(values) else values, dtype=np.float64)
 
@@ -392,15 +385,6 @@ def _dense(values: Any) -> np.ndarray:
 def _cost(training: dict[str, float], predicting: dict[str, float]) -> tuple[float, float, float]:
     peak = float(np.nanmax([training["peak_mb"], predicting["peak_mb"], 0.0]))
     return training["seconds"], predicting["seconds"], peak
-
-
-_SAID: set[str] = set()
-
-
-def _say_once(text: str) -> None:
-    if text not in _SAID:
-        _SAID.add(text)
-        print(text, file=sys.stderr, flush=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- scores
@@ -833,36 +817,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     stg.settings.progress_bar, stg.settings.verbosity = False, "error"
     try:
         given = sys.argv[1:] if arguments is None else arguments
-        comparison, meta, paired = run(options, command_of(given))
+        comparison, meta, paired = run(options, command_of("unseen_region", given))
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
     say(comparison, meta, paired)
     comparison.results.write(out, meta, paired)
     heading(f"written: {out.name}, after {meta['seconds']:.0f} s")
-
-
-def limit_threads(n: int | None) -> None:
-    """Threads of torch and of the linear algebra behind numpy."""
-    if n is None:
-        return
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    os.environ["OMP_NUM_THREADS"] = str(n)
-    threadpool_limits(n)
-    torch.set_num_threads(n)
-
-
-def command_of(arguments: Sequence[str]) -> str:
-    """The command with the reader's own folders left to the reader."""
-    shown, hidden = list(arguments), {"--data": "DIR", "--out": "FILE"}
-    for i, argument in enumerate(shown):
-        name = argument.split("=")[0]
-        if name in hidden and "=" in argument:
-            shown[i] = f"{name}={hidden[name]}"
-        elif name in hidden and i + 1 < len(shown):
-            shown[i + 1] = hidden[name]
-    return " ".join(["python benchmarks/unseen_region.py", *shown])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -304,7 +305,7 @@ def test_an_answer_of_another_shape_is_refused(benchmark, folder):
 def test_without_a_model_baselines_are_run_and_it_is_said(benchmark, folder, monkeypatch, capsys):
     monkeypatch.delitem(stgen.models.__dict__, "CausalGeD", raising=False)
     monkeypatch.setattr(stgen.models, "_WHERE", {})
-    benchmark._SAID.clear()
+    sys.modules["_run"]._SAID.clear()
     task = benchmark.make_task(benchmark.read_pair("counted", folder), 0)
     assert list(benchmark.run_causalged(task, 0)) == []
     assert "CausalGeD is not there: only baselines are run" in capsys.readouterr().err
@@ -313,7 +314,7 @@ def test_without_a_model_baselines_are_run_and_it_is_said(benchmark, folder, mon
 def test_peers_that_are_not_installed_are_named(benchmark, folder, monkeypatch, capsys):
     missing = {name: (f"no_such_{i}", peer) for i, (name, (_, peer)) in enumerate(benchmark.PEERS.items())}
     monkeypatch.setattr(benchmark, "PEERS", missing)
-    benchmark._SAID.clear()
+    sys.modules["_run"]._SAID.clear()
     task = benchmark.make_task(benchmark.read_pair("counted", folder), 0)
     assert list(benchmark.run_peers(task, 0)) == []
     said = capsys.readouterr().err

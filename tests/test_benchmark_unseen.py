@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -267,7 +268,7 @@ def test_an_answer_of_another_shape_is_refused(benchmark):
 def test_without_a_model_baselines_are_run_and_it_is_said(benchmark, folder, monkeypatch, capsys):
     monkeypatch.delitem(stgen.models.__dict__, "GeST", raising=False)
     monkeypatch.setattr(stgen.models, "_WHERE", {})
-    benchmark._SAID.clear()
+    sys.modules["_run"]._SAID.clear()
     task = benchmark.make_task(benchmark.read_tissues(folder / "study")[0], 0)
     assert list(benchmark.run_gest(task, 0)) == []
     assert "GeST is not there: only baselines are run" in capsys.readouterr().err

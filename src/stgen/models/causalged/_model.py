@@ -39,7 +39,7 @@ from ._network import CausalGeDNetwork
 from ._parts import even_steps
 from ._reference import Reference, blinded, summarise
 from ._sets import Axes, Known, identities, known, training_sets
-from ._views import N_SAMPLE, NEIGHBOURHOODS, Hints, Predictor, Spots, gene_folds
+from ._views import N_SAMPLE, NEIGHBOURHOODS, Hints, Predictor, Spots, gene_folds, left_out_views
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -316,16 +316,13 @@ class CausalGeD(STModel):
         spots, _ = self._spots(spatial, shared, total)
         folds = gene_folds(len(shared), seed)
         seen = known(summary, cells.measured, spots.of_sample, folds)
-        _, scale = training_sets(
-            summary, cells.measured, spots.of_sample, folds, seen.weight, None, 1, targets=True
-        )
         statistics = {
             "gram": summary.gram,
             "metacells": summary.metacells,
             "facts": summary.facts,
             "axes": summary.axes,
             "weight": seen.weight,
-            "scale": scale,
+            "scale": np.ones(self.config.n_axes),
             "total": np.array(total),
             **calibrated(summary, cells.measured, spots, seen, folds, seed),
         }
@@ -345,16 +342,19 @@ class CausalGeD(STModel):
         spots = self._training_spots(adata)
         folds = gene_folds(len(module.measured), self._random_state)
         weight, scale = (module.statistic(name).cpu().numpy() for name in ("weight", "scale"))
-        return training_sets(
+        sets, found = training_sets(
             self._reference(),
             self._measured(),
             spots.of_sample,
             folds,
             weight.astype(np.float64),
-            scale,
+            scale if self._prepared else None,
             max(N_ROWS, adata.n_obs),
             targets=targets,
-        )[0]
+        )
+        if not self._prepared:  # the first sets of a training say how large residuals are
+            module.statistic("scale").copy_(torch.from_numpy(found))
+        return sets
 
     def _sample_rows(
         self, train_rows: np.ndarray, validation_rows: np.ndarray
@@ -531,11 +531,10 @@ class CausalGeD(STModel):
         residual = np.zeros((n_samples, len(wanted), self.config.n_axes), dtype=np.float32)
         share = float(module.share)
         if share > 0:
-            context = known(
-                reference, measured, spots.of_sample, gene_folds(len(measured), self._random_state)
-            )
+            folds = gene_folds(len(measured), self._random_state)
+            views = left_out_views(reference, measured, spots.of_sample, use, folds)
             residual = self._residuals(
-                reference, measured, wanted, spots, axes, hints, Known(context.views, weight), rank,
+                reference, measured, wanted, spots, axes, hints, Known(views, weight), rank,
                 n_samples, n_steps, n_sets, random_state,
             )  # fmt: skip
         centre, spread = share * residual.mean(axis=0), share * residual.std(axis=0)
