@@ -4,6 +4,7 @@ Every function draws with matplotlib and returns its axes; give it ``ax=`` (or `
 """
 
 from ._calibration import calibration
+from ._code_tiles import code_tiles
 from ._confusion import confusion
 from ._gene_distances import gene_distances
 from ._gene_groups import gene_groups
@@ -19,6 +20,7 @@ from ._scores import scores
 
 __all__ = [
     "calibration",
+    "code_tiles",
     "confusion",
     "gene_distances",
     "gene_groups",
