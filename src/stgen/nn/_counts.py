@@ -70,3 +70,9 @@ def distribution_moments(probability: Tensor) -> tuple[Tensor, Tensor]:
 def distribution_quantile(probability: Tensor, level: float) -> Tensor:
     """The smallest count whose cumulative probability reaches ``level``: (…,)."""
     return (probability.cumsum(-1) < level - 1e-6).sum(-1).clamp(max=probability.shape[-1] - 1)
+
+
+def normalized(counts: Tensor, target_total: Tensor) -> Tensor:
+    """log1p(count / panel total × target): expression with depth taken out."""
+    total = counts.sum(-1, keepdim=True).clamp(min=1.0)
+    return torch.log1p(counts / total * target_total)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from stgen.models.genar._expected import ExpectedCounts, _stacking, composition
-from stgen.models.genar._linear import N_FOLDS
-from stgen.models.genar._perceptron import Perceptrons
+from stgen.models.genar._expected import ExpectedCounts, composition
+from stgen.nn._experts import stacking
+from stgen.nn._linear import N_FOLDS
+from stgen.nn._perceptron import Perceptrons
 
 F, G, N = 6, 8, 240
 
@@ -47,10 +48,12 @@ def test_each_gene_gets_as_much_of_the_change_as_explains_its_error():
     """Columns: depth, a gene that should take all of the change, one that should take none of it."""
     change = torch.randn(1000, 3)
     error = change * torch.tensor([0.3, 1.0, 0.0])
-    share = _stacking(error, change)
+    share = stacking(error, change, slice(1, None))
     # shrunk halfway towards what is best for all genes together, .5
     torch.testing.assert_close(share[1:], torch.tensor([0.75, 0.25]), atol=0.05, rtol=0)
-    assert (_stacking(-error, change) == 0).all() and (_stacking(9 * error + change, change)[:2] == 1).all()
+    assert (stacking(-error, change, slice(1, None)) == 0).all() and (
+        stacking(9 * error + change, change, slice(1, None))[:2] == 1
+    ).all()
 
 
 def test_the_perceptron_helps_on_a_section_nobody_saw():

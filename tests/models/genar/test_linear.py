@@ -8,9 +8,10 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from stgen.models.genar import _linear
-from stgen.models.genar._expected import composition
-from stgen.models.genar._linear import N_FOLDS, PENALTIES, PLACE_SCALES, LinearPath, normalized
+from stgen.models.genar._expected import ExpectedCounts, composition
+from stgen.nn import _linear
+from stgen.nn._counts import normalized
+from stgen.nn._linear import N_FOLDS, PENALTIES, PLACE_SCALES
 
 N, F, G = 240, 6, 9
 
@@ -39,9 +40,10 @@ def joined(batches):
 
 def fitted(batches, *, use_place=False):
     n_features = batches[0]["features"].shape[1]
-    path = LinearPath(n_features, batches[0]["counts"].shape[1], use_place=use_place)
-    path.fit(batches)
-    return path
+    n_genes = batches[0]["counts"].shape[1]
+    expected = ExpectedCounts(n_features, n_genes, use_place=use_place, nonlinear=False)
+    expected.fit(batches)
+    return expected.linear
 
 
 def ask(path, batch, fold=None):

@@ -8,7 +8,7 @@ spot (histology f, its neighbours' histology, place xy)
 
 A token is a count: the group's mean count times its resolution (at best the group's size, so that the token is the
 group's summed count), rounded. The token's distribution is a categorical over 0..V−1 whose logits are a negative
-binomial (mean from :mod:`._linear`, from how far the finished coarser groups lie from what was expected, and from
+binomial (mean from :mod:`._expected`, from how far the finished coarser groups lie from what was expected, and from
 the decoder) plus what the decoder adds freely. ``head="categorical"`` keeps only the free part, as published.
 
 B batch, F histology features, k neighbours, G genes, K scales, d_k groups, T = Σ d_k tokens, D width, V vocabulary.
@@ -31,15 +31,16 @@ from ...nn._counts import (
     label_divergence,
     negative_binomial_slope,
     negative_binomial_table,
+    normalized,
     two_hot,
 )
 from ...nn._grouped import Cache, GroupedDecoder
+from ...nn._linear import N_FOLDS
 from ...nn._network import Batch, Loss, Network
 from ...nn._noise import keyed_uniform
 from ._config import GenARConfig
 from ._expected import ExpectedCounts
 from ._hierarchy import check_scales, default_scales, gene_hierarchy, parents
-from ._linear import N_FOLDS, normalized
 from ._parts import ConditionEncoder, Constant, CountHead, ValueEmbedding
 
 logger = logging.getLogger("stgen")

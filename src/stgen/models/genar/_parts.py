@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ...nn._attention import AdaptiveNorm
+from ...nn._linear import LinearPath
 from ._config import GenARConfig
-from ._linear import LinearPath
 
 N_BUMPS = 8
 

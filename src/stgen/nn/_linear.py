@@ -1,23 +1,23 @@
-"""The linear path: ridge from histology and place to depth and composition, cross-fitted over training sections.
+"""The linear path: ridge from histology and place to whatever a model asks of a spot, cross-fitted over sections.
 
-Few spots, many features: what a ridge can learn in closed form is not left to gradients. The decoder then learns
+Few spots, many features: what a ridge can learn in closed form is not left to gradients. A network then learns
 what is not linear. While it trains it must meet the errors that the path will make on a *new* section, so a training
 spot is answered by weights fitted without its section (patient, where registered); new spots by weights fitted on all.
 The same left-out sections choose the penalty and whether place helps at all: across patients it usually does not.
 
-B batch, F histology features, W plane waves, P inputs of the ridge, G genes, S folds.
+B batch, F histology features, W plane waves, P inputs of the ridge, Y targets, S folds.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ...nn._network import Batch
-from ...nn._positions import periods, plane_waves
+from ._network import Batch
+from ._positions import periods, plane_waves
 
 N_FOLDS = 5
 PENALTIES = [10.0**p for p in torch.arange(0.0, 5.5, 0.5).tolist()]
@@ -28,14 +28,11 @@ ROUGHNESS = 1.5
 """A wave's prior amplitude falls with this power of its period: long waves first, as in a smooth random field."""
 
 
-def normalized(counts: Tensor, target_total: Tensor) -> Tensor:
-    """log1p(count / panel total × target): expression with depth taken out."""
-    total = counts.sum(-1, keepdim=True).clamp(min=1.0)
-    return torch.log1p(counts / total * target_total)
-
-
 class LinearPath(nn.Module):
-    """Log depth and depth-normalised expression of a spot, linear in histology and waves of place."""
+    """Targets of a spot, linear in histology and waves of place.
+
+    ``blocks`` are numbers of targets, in order; each block chooses a penalty of its own, the last one the place.
+    """
 
     mean: Tensor
     sd: Tensor
@@ -44,21 +41,21 @@ class LinearPath(nn.Module):
     offset: Tensor
     period: Tensor
     place_scale: Tensor
-    target_total: Tensor
 
-    def __init__(self, n_features: int, n_genes: int, *, use_place: bool = True) -> None:
+    def __init__(self, n_features: int, blocks: Sequence[int], *, use_place: bool = True) -> None:
         super().__init__()
         self.use_place = use_place
+        self.blocks = [slice(sum(blocks[:i]), sum(blocks[: i + 1])) for i in range(len(blocks))]
+        n_targets = sum(blocks)
         self.n_waves = 2 * N_PERIODS * N_DIRECTIONS if use_place else 0
         n_rotated = min(n_features, N_COMPONENTS)
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("sd", torch.ones(n_features))
         self.register_buffer("rotation", torch.eye(n_features, n_rotated))
-        self.register_buffer("weight", torch.zeros(N_FOLDS + 1, n_rotated + self.n_waves, n_genes + 1))
-        self.register_buffer("offset", torch.zeros(N_FOLDS + 1, n_genes + 1))
+        self.register_buffer("weight", torch.zeros(N_FOLDS + 1, n_rotated + self.n_waves, n_targets))
+        self.register_buffer("offset", torch.zeros(N_FOLDS + 1, n_targets))
         self.register_buffer("period", periods(N_PERIODS, 1_000.0, 10_000.0))
         self.register_buffer("place_scale", torch.zeros(()))
-        self.register_buffer("target_total", torch.ones(()))
 
     def standardised(self, histology: Tensor) -> Tensor:
         """Histology (B, F) with the training spots' mean and spread taken out."""
@@ -81,7 +78,7 @@ class LinearPath(nn.Module):
         return torch.cat([inputs, self.waves(xy)], dim=-1) if self.use_place else inputs
 
     def answers(self, inputs: Tensor, fold: Tensor | None = None) -> Tensor:
-        """(B, 1 + G): log depth, and expected log1p of depth-normalised counts.
+        """(B, Y): what is expected of each target.
 
         ``fold`` (B,) names the weights fitted without the spot's section; without it the full fit answers.
         """
@@ -95,15 +92,14 @@ class LinearPath(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``counts``, ``fold``."""
+        """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``targets``, ``fold``."""
         self._scale(batches)
         moments = [_Moments() for _ in range(N_FOLDS)]
         for batch in batches:
             inputs = self.standardised(batch["features"])
             if self.use_place:
                 inputs = torch.cat([inputs, self.waves(batch["xy"])], dim=-1)
-            depth = batch["counts"].sum(-1, keepdim=True).clamp(min=1.0).log()
-            targets = torch.cat([depth, normalized(batch["counts"], self.target_total)], dim=-1)
+            targets = batch["targets"]
             for f in batch["fold"].unique().tolist():
                 rows = batch["fold"] == f
                 moments[f].add(inputs[rows].double(), targets[rows].double())
@@ -118,25 +114,23 @@ class LinearPath(nn.Module):
         self._solve([m.rotated(basis) if m.n else m for m in moments])
 
     def _scale(self, batches: Iterable[Batch]) -> None:
-        total, n, extent = [], 0, 0.0
+        n, extent = 0, 0.0
         first = second = torch.zeros(len(self.mean), dtype=torch.float64, device=self.mean.device)
         for batch in batches:
             x = batch["features"].double()
             n, first, second = n + len(x), first + x.sum(0), second + x.square().sum(0)
-            total.append(batch["counts"].sum(-1))
             extent = max(extent, float(batch["xy"].abs().max()))
         mean = first / n
         self.mean.copy_(mean)
         variance = (second / n - mean.square()).clamp(min=0)
         self.sd.copy_(torch.where(variance > 1e-10, variance.sqrt(), 1.0))
-        self.target_total.copy_(torch.cat(total).median().clamp(min=1.0))
         longest = max(4 * extent, 1.0)
         self.period.copy_(periods(N_PERIODS, longest / 10, longest))
 
     def _solve(self, folds: list[_Moments]) -> None:
         used = [f for f, m in enumerate(folds) if m.n]
         everything = _Moments.total([folds[f] for f in used])
-        best: dict[str, tuple[float, float, float]] = {}
+        best: list[tuple[float, float, float]] = [(math.inf, 0.0, 0.0)] * len(self.blocks)
         for scale in PLACE_SCALES if self.use_place else (0.0,):
             error = {penalty: torch.zeros_like(everything.sum_y) for penalty in PENALTIES}
             for f in used:
@@ -145,21 +139,21 @@ class LinearPath(nn.Module):
                     error[penalty] += folds[f].squared_error(weight, offset)
             for penalty, squared in error.items():
                 unexplained = squared / everything.spread_y().clamp(min=1e-9)
-                for name, score in (("depth", unexplained[0]), ("composition", unexplained[1:].mean())):
-                    if name not in best or float(score) < best[name][0]:
-                        best[name] = (float(score), scale, penalty)
-        scale = best["composition"][1]
-        self.place_scale.fill_(scale)
-        columns = self._column_scale(scale)
+                for b, block in enumerate(self.blocks):
+                    score = float(unexplained[block].mean())
+                    if score < best[b][0]:
+                        best[b] = (score, scale, penalty)
+        self.place_scale.fill_(best[-1][1])
+        columns = self._column_scale(best[-1][1])
         for f in range(N_FOLDS + 1):
             held_out = f < N_FOLDS and f in used and len(used) > 1
             fit = (everything.minus(folds[f]) if held_out else everything).ridges(
-                columns, sorted({best["depth"][2], best["composition"][2]})
+                columns, sorted({penalty for _, _, penalty in best})
             )
-            for part, name in ((slice(0, 1), "depth"), (slice(1, None), "composition")):
-                weight, offset = fit[best[name][2]]
-                self.weight[f][:, part] = weight[:, part].to(self.weight.dtype)
-                self.offset[f][part] = offset[part]
+            for block, (_, _, penalty) in zip(self.blocks, best, strict=True):
+                weight, offset = fit[penalty]
+                self.weight[f][:, block] = weight[:, block].to(self.weight.dtype)
+                self.offset[f][block] = offset[block]
 
     def _column_scale(self, place_scale: float) -> Tensor:
         columns = torch.ones(self.weight.shape[1], dtype=torch.float64, device=self.mean.device)
