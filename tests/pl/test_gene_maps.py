@@ -53,6 +53,36 @@ def test_prediction_that_is_normalized_is_drawn_as_it_is(adata):
         gene_maps(adata, "g1", section="a", prediction_scale="normalized", scale="raw")
 
 
+def test_predictions_on_different_scales_are_drawn_on_one(adata):
+    """Two predictions that say the same in other units look the same, and so does a part of the genes."""
+    counts = adata.layers[_keys.GENAR]
+    adata.layers["log"] = np.log1p(counts)
+    adata.layers["norm"] = metrics.normalize_panel(counts, target=metrics.panel_target(adata.X[:80]))
+    adata.uns["norm"] = {"params": {"scale": "normalized"}}
+    keys = [_keys.GENAR, "log", "norm"]
+    for extra in ([], ["part"]):  # with it, only three genes are common
+        axes = gene_maps(
+            adata, "g1", prediction=[*keys, *extra], section="a", prediction_scale={"log": "raw"}
+        )
+        shown = [spots(ax).get_array() for ax in axes[0]]
+        for other in shown[2:]:
+            np.testing.assert_allclose(other, shown[1], rtol=1e-6)
+        assert len({spots(ax).get_clim() for ax in axes[0]}) == 1
+        titles = [ax.get_title().split(",")[0] for ax in axes[0]]
+        assert titles == ["g1", *keys, *extra]
+
+
+def test_several_predictions_have_messages_that_name_them(adata):
+    with pytest.raises(KeyError, match=r"g4 are not \(not in part\). There are 3"):
+        gene_maps(adata, "g4", prediction=["part", _keys.GENAR], section="a")
+    with pytest.raises(ValueError, match=r"one key or several different ones.*got \['part', 'part'\]"):
+        gene_maps(adata, "g1", prediction=["part", "part"], section="a")
+    with pytest.raises(ValueError, match=r"`prediction_scale` names \['prt'\], which are not among"):
+        gene_maps(adata, "g1", prediction=["part"], prediction_scale={"prt": "raw"}, section="a")
+    with pytest.raises(KeyError, match=r"layers\['counts'\] does not exist; layers has \['genar'\]"):
+        gene_maps(adata, "g1", truth="counts", section="a")
+
+
 def test_places_are_to_scale_with_y_down_and_a_bar_in_um(adata):
     ax = gene_maps(adata, "g1", section="a")[0, 0]
     assert ax.get_aspect() == 1

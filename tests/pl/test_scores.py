@@ -103,6 +103,61 @@ def test_results_of_evaluate_can_be_drawn(adata):
         ax.figure.canvas.draw()
 
 
+@pytest.fixture
+def several(adata):
+    """An exact prediction, a noisy one and a noisier one on another scale, of which some genes are missing."""
+    from stgen.metrics import normalize_panel
+    from stgen.tl import evaluate
+
+    rng = np.random.default_rng(1)
+    adata.layers["noisy"] = adata.layers[_keys.GENAR] * rng.gamma(3, 1 / 3, adata.shape)
+    noisier = adata.layers[_keys.GENAR] * rng.gamma(1, 1, adata.shape)
+    adata.obsm["noisier"] = normalize_panel(noisier, target=80)[:, :4]
+    adata.uns["noisier"] = {"genes": np.array(adata.var_names[:4]), "scale": "normalized"}
+    adata.obs[_keys.SPLIT] = [_keys.TRAIN] * 80 + [_keys.TEST] * 80
+    table = evaluate(adata, ["noisy", _keys.GENAR, "noisier"], baselines="nulls", min_counts=0, n_boot=50)
+    return adata, table
+
+
+def names(ax):
+    return [label.get_text() for label in ax.get_yticklabels()]
+
+
+def lines_below(ax):
+    return [text.get_text() for text in ax.texts if " is ahead of " in text.get_text()]
+
+
+def test_several_predictions_stand_in_the_order_given_and_the_best_is_compared(several):
+    adata, table = several
+    ax = scores(adata)
+    assert names(ax)[-3:] == ["noisier", "genar", "noisy"]  # from the bottom up
+    (text,) = lines_below(ax)
+    first, second = text.split("\n")
+    assert first.startswith("genar is ahead of noisier by 0.") or first.startswith(
+        "genar is ahead of noisy by 0."
+    )
+    assert second.startswith("genar is ahead of ") and "[" in second
+    ax.figure.canvas.draw()
+    assert lines_below(scores(table)) == []  # the table alone does not know
+
+
+def test_lines_follow_metric_scale_and_methods(several):
+    adata, _ = several
+    (text,) = lines_below(scores(adata, scale="raw"))
+    assert text.count("\n") == 0 and "noisy" in text  # the third is normalized
+    (text,) = lines_below(scores(adata, metric="rmse", scale="raw"))
+    assert "genar is ahead of noisy by" in text and "[" not in text  # one section: no interval
+    assert lines_below(scores(adata, methods=["genar", "coordinate kNN"])) == []
+
+
+def test_lines_below_do_not_break_the_layout(several):
+    adata, _ = several
+    ax = scores(adata)
+    ax.figure.canvas.draw()
+    box = ax.texts[-1].get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= ax.xaxis.label.get_window_extent().y0
+
+
 def test_method_without_a_value_leaves_the_layout_in_place(table):
     table["value"] = table["value"] / 100 + 50  # 0 lies far away
     ax = scores(table.assign(metric="rmse"), metric="rmse")

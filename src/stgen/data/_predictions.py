@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from stgen.data._fields import check_unique, some
+from stgen.metrics import log_counts, normalize_panel
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,6 +42,30 @@ class Prediction(NamedTuple):
         values = self.values[rows]
         values = values.toarray() if sparse.issparse(values) else np.asarray(values)
         return values[:, columns].astype(np.float64)
+
+    def on_scale(self, wanted: str, rows: np.ndarray, genes: pd.Index, *, target: float) -> np.ndarray | None:
+        """Values of some spots and genes on the scale that is scored or drawn.
+
+        What is depth-normalised stays as it is, unless only some of its genes are wanted: then it is brought to their
+        total, as truth and other predictions are. ``None`` where there is no way to the scale.
+        """
+        values = self.block(rows, genes)
+        if self.scale == "normalized" and wanted == "normalized" and len(genes) < len(self.genes):
+            return rescaled(np.expm1(np.maximum(values, 0)), "counts", wanted, target=target)
+        return rescaled(values, self.scale, wanted, target=target)
+
+
+def rescaled(values: np.ndarray, scale: str, wanted: str, *, target: float) -> np.ndarray | None:
+    """Predicted values, spots × panel, on another scale; ``None`` from normalized to raw, for the depth is gone."""
+    if scale == wanted:
+        return values
+    if scale == "normalized":
+        return None
+    counts = np.expm1(np.maximum(values, 0)) if scale == "raw" else values
+    is_missing = ~np.isfinite(counts)
+    counts = np.where(is_missing, 0, counts)
+    on_scale = normalize_panel(counts, target=target) if wanted == "normalized" else log_counts(counts)
+    return np.where(is_missing, np.nan, on_scale)
 
 
 def read_prediction(adata: AnnData, key: str, *, scale: str | None = None) -> Prediction:

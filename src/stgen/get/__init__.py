@@ -3,6 +3,7 @@
 Predictions lie in an AnnData as arrays, which files can hold whatever genes are called; here they get their names back.
 """
 
+from ._comparison import comparison
 from ._gene_groups import gene_groups
 from ._generated import generated
 from ._imputed import imputed
@@ -12,6 +13,7 @@ from ._prediction import as_anndata, prediction
 
 __all__ = [
     "as_anndata",
+    "comparison",
     "confusion",
     "gene_groups",
     "generated",

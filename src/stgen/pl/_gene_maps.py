@@ -12,14 +12,15 @@ from scipy import sparse
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import read_counts, some
-from stgen.data._predictions import Prediction, read_prediction
-from stgen.metrics import log_counts, normalize_panel, panel_target, pearson
+from stgen.data._predictions import Prediction, read_prediction, rescaled
+from stgen.metrics import panel_target, pearson
 
 from ._axes import draw_spots, many_axes, scale_bar
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+MEASURED = "measured"
 UNITS = {"normalized": "log normalised expression", "raw": "log (count + 1)"}
 
 
@@ -34,11 +35,11 @@ def gene_maps(
     groups: str | None = None,
     spatial_key: str = _keys.SPATIAL,
     scale: str = "normalized",
-    prediction_scale: str | None = None,
+    prediction_scale: str | Mapping[str, str] | None = None,
     cmap: str = "magma",
     axes: Any = None,
 ) -> np.ndarray:
-    """Draw genes of one section: measured on the left, predicted beside it, with the Pearson correlation.
+    """Draw genes of one section: measured on the left, predictions side by side, with their Pearson correlations.
 
     A row of maps shares its colour limits (1st to 99th percentile of all its values), so a prediction that is too
     flat looks flat.
@@ -64,8 +65,8 @@ def gene_maps(
         ``"normalized"`` (log1p of counts divided by the spot's total over the predicted genes) or ``"raw"`` (log1p of
         counts).
     prediction_scale
-        What the predicted values are: ``"counts"``, ``"normalized"`` or ``"raw"``. ``None`` means what ``uns[key]`` says, else
-        counts.
+        What the predicted values are: ``"counts"``, ``"normalized"`` or ``"raw"``; a dict for several predictions that
+        differ. ``None`` means what ``uns[key]`` says, else counts.
     cmap
         Colour map.
     axes
@@ -88,7 +89,8 @@ def gene_maps(
         raise ValueError(f"`scale` must be one of {', '.join(map(repr, UNITS))}; got {scale!r}.")
     genes = [genes] if isinstance(genes, str) else list(genes)
     keys = [prediction] if isinstance(prediction, str) else list(prediction)
-    found = [read_prediction(adata, key, scale=prediction_scale) for key in keys]
+    _check_keys(keys, prediction_scale)
+    found = [read_prediction(adata, key, scale=_scale_of(prediction_scale, key)) for key in keys]
     panel = _panel(adata, found, genes)
     rows = _rows(adata, section, groups)
     xy = np.asarray(adata.obsm[spatial_key], dtype=np.float64)[rows]
@@ -116,6 +118,22 @@ def gene_maps(
     return axes
 
 
+def _check_keys(keys: Sequence[str], scale: str | Mapping[str, str] | None) -> None:
+    if not keys or len(set(keys)) < len(keys) or MEASURED in keys:
+        raise ValueError(
+            f"`prediction` must be one key or several different ones, none of them {MEASURED!r}; got {list(keys)}."
+        )
+    unknown = [name for name in scale if name not in keys] if isinstance(scale, Mapping) else []
+    if unknown:
+        raise ValueError(
+            f"`prediction_scale` names {unknown}, which are not among the predictions {list(keys)}."
+        )
+
+
+def _scale_of(scale: str | Mapping[str, str] | None, key: str) -> str | None:
+    return scale.get(key) if isinstance(scale, Mapping) else scale
+
+
 def _panel(adata: AnnData, predictions: Sequence[Prediction], genes: Sequence[str]) -> pd.Index:
     """Genes that truth and predictions share: spots are divided by their total."""
     panel = pd.Index(adata.var_names).astype(str)
@@ -123,8 +141,10 @@ def _panel(adata: AnnData, predictions: Sequence[Prediction], genes: Sequence[st
         panel = panel[panel.isin(prediction.genes)]
     missing = [gene for gene in genes if gene not in panel]
     if missing or not genes:
+        lacking = [one.key for one in predictions if not set(missing) <= set(one.genes)]
+        who = f" (not in {some(lacking)})" if lacking and len(predictions) > 1 else ""
         raise KeyError(
-            f"`genes` must be measured and predicted; {some(missing) or 'none given'} are not. "
+            f"`genes` must be measured and predicted; {some(missing) or 'none given'} are not{who}. "
             f"There are {len(panel)}, such as {some(panel)}."
         )
     return panel
@@ -157,30 +177,25 @@ def _columns(
     scale: str,
 ) -> Mapping[str, np.ndarray]:
     """Values on the scale that is drawn, spots × panel, measured first."""
+    if truth is not None and truth not in adata.layers:
+        layers = [key for key in adata.layers if key is not None]
+        raise KeyError(f"layers[{truth!r}] does not exist; layers has {layers}.")
     X = adata.X if truth is None else adata.layers[truth]
     found: Any = read_counts(X[rows], adata.var_names.get_indexer(panel))
     counts = np.asarray(found.toarray() if sparse.issparse(found) else found, dtype=np.float64)
     has_counts = counts.sum(axis=1) > 0
     target = panel_target(counts[has_counts]) if has_counts.any() else 1.0
-    columns = {"measured": _on_scale(counts, "counts", scale, target)}
+    measured = rescaled(counts, "counts", scale, target=target)
+    columns = {} if measured is None else {MEASURED: measured}
     for prediction in predictions:
-        values = prediction.block(rows, panel)
-        if prediction.scale == "normalized" and scale == "raw":
+        values = prediction.on_scale(scale, rows, panel, target=target)
+        if values is None:
             raise ValueError(
-                f"{prediction.key!r} is depth-normalised; it cannot be drawn with `scale='raw'`."
+                f"{prediction.key!r} is depth-normalised; it cannot be drawn with `scale='raw'`. Draw all with "
+                "`scale='normalized'`."
             )
-        columns[prediction.key] = _on_scale(values, prediction.scale, scale, target)
+        columns[prediction.key] = values
     return columns
-
-
-def _on_scale(values: np.ndarray, found: str, wanted: str, target: float) -> np.ndarray:
-    if found == wanted:
-        return values
-    counts = np.expm1(np.maximum(values, 0)) if found == "raw" else values
-    is_missing = ~np.isfinite(counts)
-    counts = np.where(is_missing, 0, counts)
-    on_scale = normalize_panel(counts, target=target) if wanted == "normalized" else log_counts(counts)
-    return np.where(is_missing, np.nan, on_scale)
 
 
 def _limits(values: Sequence[np.ndarray]) -> tuple[float, float]:

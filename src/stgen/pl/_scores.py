@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stgen import _keys
+from stgen.get import comparison
 
 from ._axes import FAINT, INK, KIND_COLORS, one_axes, quiet
 
@@ -40,7 +41,9 @@ def scores(
 
     A dot is the mean over genes of one section, a bar their mean; with the AnnData and Pearson correlations the
     distribution over genes lies behind them. A dashed line marks the best null; the number in brackets is the gain over
-    it.
+    it. Several predictions stand above each other in the order they were given; with the AnnData, lines below the plot
+    say how far the best of them is ahead of the others, with the interval of the paired difference
+    (:func:`stgen.get.comparison`).
 
     Parameters
     ----------
@@ -76,7 +79,7 @@ def scores(
             + f"; the table has {sorted(set(table['metric']))} of {sorted(set(table['method']))}."
         )
     mean = rows[rows["section"] == "mean"].drop_duplicates("method").set_index("method")
-    mean = mean.iloc[np.argsort([ORDER.get(kind, 4) for kind in mean["kind"]], kind="stable")]
+    mean = _bottom_up(mean)
     ax = one_axes(ax, 6.0, 0.9 + 0.42 * len(mean))
     for height, name in enumerate(map(str, mean.index)):
         row = mean.iloc[height]
@@ -99,6 +102,7 @@ def scores(
         1, 1.01, "mean (gain)", transform=ax.transAxes, ha="left", va="bottom", fontsize="small", color=INK
     )
     _draw_legend(ax, list(mean["kind"]))
+    _write_lines(ax, _ahead(data, key, metric, scale, mean))
     quiet(ax)
     return ax
 
@@ -113,6 +117,54 @@ def _read(data: Any, key: str, metric: str, scale: str) -> tuple[pd.DataFrame, M
     if metric != "pearson" or f"pearson_{scale}" not in record:
         return table, {}
     return table, dict(zip(map(str, record["methods"]), np.asarray(record[f"pearson_{scale}"])))
+
+
+def _bottom_up(mean: pd.DataFrame) -> pd.DataFrame:
+    """Oracles below, models on top; of several models the first one given is the topmost."""
+    place = np.arange(len(mean))
+    is_model = (mean["kind"] == "model").to_numpy()
+    place[is_model] = place[is_model][::-1]
+    order = np.lexsort([place, np.array([ORDER.get(kind, 4) for kind in mean["kind"]])])
+    return mean.iloc[order]
+
+
+def _ahead(data: Any, key: str, metric: str, scale: str, mean: pd.DataFrame) -> list[str]:
+    """The best prediction against each of the others, one line each."""
+    if isinstance(data, pd.DataFrame) or "pairs" not in data.uns[key]:
+        return []
+    pairs = comparison(data, key=key)
+    names = mean.index[(mean["kind"] == "model") & mean["value"].notna()]
+    pairs = pairs[(pairs["metric"] == metric) & (pairs["scale"] == scale) & pairs["gain"].notna()]
+    pairs = pairs[pairs["method"].isin(names) & pairs["other"].isin(names)]
+    if pairs.empty:
+        return []
+    turned = {"method": "other", "other": "method", "gain_low": "gain_high", "gain_high": "gain_low"}
+    flipped = pairs.rename(columns=turned)
+    flipped[["gain", "gain_low", "gain_high"]] *= -1
+    both = pd.concat([pairs, flipped])
+    best = both.groupby("method")["gain"].sum().idxmax()
+    columns = ["other", "gain", "gain_low", "gain_high"]
+    lines = []
+    for other, gain, low, high in both.loc[both["method"] == best, columns].to_numpy().tolist():
+        between = f" [{low:.3f}, {high:.3f}]" if np.isfinite([low, high]).all() else ""
+        lines.append(f"{best} is ahead of {other} by {gain:.3f}{between}")
+    return lines
+
+
+def _write_lines(ax: Axes, lines: Sequence[str]) -> None:
+    if lines:
+        # hung under the label of the axis, so that the layout makes room for both
+        ax.annotate(
+            "\n".join(lines),
+            (0.5, 0),
+            xycoords=ax.xaxis.label,
+            xytext=(0, -4),
+            textcoords="offset points",
+            ha="center",
+            va="top",
+            fontsize="small",
+            color=KIND_COLORS["model"],
+        )
 
 
 def _draw_genes(ax: Axes, values: np.ndarray, height: int, color: str) -> None:

@@ -17,11 +17,12 @@ import pandas as pd
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.baselines import HistologyBaseline, fit_predict, histology_baselines
-from stgen.data._predictions import Prediction, evaluation_column, read_prediction
+from stgen.data._predictions import Prediction, evaluation_column, read_prediction, rescaled
 from stgen.data._windows import neighbour_index, neighbour_mean
 from stgen.metrics import log_counts, normalize_panel, panel_target
 from stgen.pp._editing import check_adata, editable
 
+from ._evaluation_pairs import pairs_table
 from ._evaluation_rows import Scored, scored_rows
 from ._evaluation_table import (
     COLUMNS,
@@ -47,6 +48,8 @@ METRICS = ("pearson", "spearman", "ssim", "js", "rmse")
 KNOWN = (*CORRELATIONS, "ssim", *ERRORS)
 SCALES = ("normalized", "raw")
 N_NEIGHBORS = 6
+FAR_TOTAL = 3.0
+"""Normalized totals this many times apart cannot be meant for each other."""
 
 
 @shared_doc
@@ -77,6 +80,10 @@ def evaluate(
     (``normalized``, the headline) and on log1p of the counts (``raw``, which mostly shows depth). Baselines are fitted
     on training spots of the same object, with the same histology and the same neighbour features as the model.
 
+    Several predictions are scored on the same spots and on the genes that all of them have, whatever scale they are on
+    and wherever they lie; :func:`stgen.get.comparison` gives their differences, pair by pair. To score a model on all
+    of its own genes, evaluate it alone.
+
     Parameters
     ----------
     adata
@@ -106,7 +113,8 @@ def evaluate(
     scale
         What the predicted values are: ``"counts"``, ``"normalized"`` (log1p of depth-normalised counts) or ``"raw"``
         (log1p of counts); a dict for several keys. ``None`` means what ``uns[key]`` says, else counts. Predicted
-        counts are divided by their own panel total.
+        counts are divided by their own panel total, and so are normalized values of a prediction of which only some
+        genes are compared.
     metrics
         Names of :mod:`stgen.metrics` per gene: ``pearson``, ``spearman``, ``ssim``, ``js``, ``rmse``, ``mae``,
         ``zscore_rmse``; and ``morans_i_gap``, the distance between Moran's I of prediction and truth.
@@ -136,8 +144,8 @@ def evaluate(
 
     Also writes, for each prediction, ``var["{key_added}_{prediction}_score"]`` (Pearson on the normalized scale, mean over
     sections), ``…_gain`` over the null that is best for the gene, ``…_gain_low``, ``…_gain_high`` (bootstrap over sections and
-    spatial blocks within them) and ``…_verdict``; and ``uns[key_added]``: ``params``, ``table``, and Pearson per gene of every
-    method (``methods`` × ``genes``).
+    spatial blocks within them) and ``…_verdict``; and ``uns[key_added]``: ``params``, ``table``, Pearson per gene of every
+    method (``methods`` × ``genes``), and for several predictions ``pairs``, what :func:`stgen.get.comparison` reads.
 
     Raises
     ------
@@ -158,6 +166,7 @@ def evaluate(
     check_adata(adata, copy=False)
     keys = [predictions] if isinstance(predictions, str) else list(predictions)
     _check_arguments(keys, metrics, baselines)
+    _check_scale(scale, keys)
     found = [read_prediction(adata, key, scale=_scale_of(scale, key)) for key in keys]
     scored = scored_rows(
         adata,
@@ -177,6 +186,7 @@ def evaluate(
         *(_model_method(prediction, scored, target) for prediction in found),
         *_baseline_methods(adata, scored, baselines, histology_key, n_neighbors, target, random_state),
     ]
+    scored.flags.extend(_other_units(found, methods, target))
     test = scored.counts[scored.is_test]
     scores = Scores(
         {"normalized": normalize_panel(test, target=target), "raw": log_counts(test)},
@@ -190,6 +200,7 @@ def evaluate(
     summary = summary_table(scores, n_dropped=scored.n_dropped, flags=scored.flags)
     table = headline_first(pd.concat([table, summary], ignore_index=True)[list(COLUMNS)])
     gains = {method.name: bootstrap.gene_gains(method) for method in methods if method.kind == "model"}
+    pairs = pairs_table(scores, bootstrap, flags=scored.flags) if len(keys) > 1 else None
     params = {
         "predictions": np.array(keys, dtype=object),
         "truth": truth or "X",
@@ -203,8 +214,10 @@ def evaluate(
         "flags": "; ".join(scored.flags),
         "random_state": int(random_state),
     }
-    _write(editable(adata, copy=False), key_added, params, table, scores, scored, gains)
+    _write(editable(adata, copy=False), key_added, params, table, pairs, scores, scored, gains)
     _say(table, keys)
+    if pairs is not None:
+        _say_pairs(pairs)
     return table
 
 
@@ -223,6 +236,12 @@ def _check_arguments(keys: list[str], metrics: Sequence[str], baselines: Any) ->
         raise ValueError(f"The prediction {taken.pop()!r} has the name of a baseline; give it another key.")
 
 
+def _check_scale(scale: str | Mapping[str, str] | None, keys: Sequence[str]) -> None:
+    unknown = [name for name in scale if name not in keys] if isinstance(scale, Mapping) else []
+    if unknown:
+        raise ValueError(f"`scale` names {unknown}, which are not among the predictions {list(keys)}.")
+
+
 def _scale_of(scale: str | Mapping[str, str] | None, key: str) -> str | None:
     return scale.get(key) if isinstance(scale, Mapping) else scale
 
@@ -235,19 +254,33 @@ def _n_neighbors(predictions: Sequence[Prediction]) -> int:
 
 
 def _model_method(prediction: Prediction, scored: Scored, target: float) -> Method:
-    values = prediction.block(scored.rows[scored.is_test], scored.genes)
-    return Method(prediction.key, "model", _on_scales(values, prediction.scale, target))
-
-
-def _on_scales(values: np.ndarray, scale: str, target: float) -> dict[str, np.ndarray]:
     """A prediction on every scale that it can speak about."""
-    if scale == "normalized":
-        return {"normalized": values}  # its depth is gone: there is no way back to counts
-    counts = np.expm1(np.maximum(values, 0)) if scale == "raw" else values
-    is_missing = np.isnan(counts)
-    counts = np.where(is_missing, 0, counts)
-    both = {"normalized": normalize_panel(counts, target=target), "raw": log_counts(counts)}
-    return {name: np.where(is_missing, np.nan, values) for name, values in both.items()}
+    rows = scored.rows[scored.is_test]
+    on = {name: prediction.on_scale(name, rows, scored.genes, target=target) for name in SCALES}
+    return Method(prediction.key, "model", _spoken(on))
+
+
+def _other_units(found: Sequence[Prediction], methods: Sequence[Method], target: float) -> list[str]:
+    """Normalized predictions whose spots add up to far more or less than those of the truth."""
+    flags = []
+    for prediction, method in zip(found, methods):
+        if prediction.scale != "normalized":
+            continue
+        values = np.nan_to_num(method.on_scale["normalized"])
+        # the mean of logs lies below the log of the mean, so some distance is usual
+        total = float(np.median(np.expm1(np.clip(values, 0, 50)).sum(axis=1)))
+        if not target / FAR_TOTAL <= total <= target * FAR_TOTAL:
+            flags.append(
+                f"{prediction.key} seems normalized to {total:.4g} counts per spot, the truth is to {target:.4g}: "
+                "its errors and SSIM are in other units"
+            )
+    if flags:
+        logger.warning("%s.", "; ".join(flags))
+    return flags
+
+
+def _spoken(on_scale: Mapping[str, np.ndarray | None]) -> dict[str, np.ndarray]:
+    return {name: values for name, values in on_scale.items() if values is not None}
 
 
 def _baseline_methods(
@@ -292,12 +325,9 @@ def _baseline_methods(
             train=scored.is_train,
             test=scored.is_test,
         )[baseline.name]
-        on_scale = (
-            _on_scales(prediction, "counts", target)
-            if baseline.scale == "counts"
-            else {baseline.scale: prediction}
-        )
-        answers.setdefault(baseline.name, {}).update(on_scale)
+        wanted_on = SCALES if baseline.scale == "counts" else (baseline.scale,)
+        on = {name: rescaled(prediction, baseline.scale, name, target=target) for name in wanted_on}
+        answers.setdefault(baseline.name, {}).update(_spoken(on))
         first.setdefault(baseline.name, baseline)
     return [Method(name, one.kind, answers[name], one.has_units) for name, one in first.items()]
 
@@ -324,6 +354,7 @@ def _write(
     key: str,
     params: dict[str, Any],
     table: pd.DataFrame,
+    pairs: pd.DataFrame | None,
     scores: Scores,
     scored: Scored,
     gains: Mapping[str, GeneGains],
@@ -337,6 +368,8 @@ def _write(
         "methods": np.array(names, dtype=object),
         "kinds": np.array([method.kind for method in scores.methods], dtype=object),
     }
+    if pairs is not None:
+        record["pairs"] = {column: _plain(pairs[column]) for column in pairs}
     for scale in scores.scales:
         by_section = np.stack([scores.by_gene[name, "pearson", scale] for name in names])
         is_defined = ~np.isnan(by_section)
@@ -378,3 +411,19 @@ def _say(table: pd.DataFrame, keys: Sequence[str]) -> None:
                 row.gain_high,
                 row.verdict,
             )
+
+
+def _say_pairs(pairs: pd.DataFrame) -> None:
+    headline = pairs[(pairs["metric"] == "pearson") & (pairs["scale"] == "normalized")]
+    for row in headline.itertuples():
+        logger.info(
+            "%s against %s: %+.3f [%+.3f, %+.3f] in Pearson over %d genes and %d sections (better: %s).",
+            row.method,
+            row.other,
+            row.gain,
+            row.gain_low,
+            row.gain_high,
+            row.n_genes,
+            row.n_sections,
+            row.better,
+        )

@@ -118,9 +118,16 @@ def common_genes(var_names: pd.Index, predictions: Sequence[Prediction]) -> tupl
             lost.append(f"{n_genes - n_known} of {n_genes} genes of {prediction.key} are not in the truth")
         common = common[common.isin(prediction.genes)]
     if len(common) == 0:
-        raise ValueError("The predictions have no gene in common; evaluate them one by one.")
+        has = "; ".join(f"{prediction.key!r} has {some(prediction.genes)}" for prediction in predictions)
+        raise ValueError(f"The predictions have no gene in common: {has}. Evaluate them one by one.")
     if len(common) < max(len(prediction.genes) for prediction in predictions) and len(predictions) > 1:
-        lost.append(f"{len(common)} genes common to all predictions")
+        has = ", ".join(f"{prediction.key} has {len(prediction.genes)}" for prediction in predictions)
+        lost.append(f"compared on the {len(common)} genes common to all predictions and the truth ({has})")
+        lost += [
+            f"{prediction.key}, normalized over its {len(prediction.genes)} genes, is brought to their total"
+            for prediction in predictions
+            if prediction.scale == "normalized" and len(prediction.genes) > len(common)
+        ]
     if lost:
         logger.warning("%s.", "; ".join(lost))
     return common, "; ".join(lost)
