@@ -10,14 +10,11 @@ import torch
 from stgen.models.gest import _vocabulary as vocabulary_module
 from stgen.models.gest._vocabulary import (
     Vocabulary,
-    _filled,
-    _kmeans,
-    _lloyd,
-    _nearest,
-    _spread,
     default_n_meta_cells,
     fit_vocabulary,
 )
+from stgen.nn import _kmeans as kmeans_module
+from stgen.nn._kmeans import _filled, _lloyd, kmeans, nearest_centre, spread_rows
 
 T = 12
 
@@ -98,7 +95,7 @@ def test_a_word_does_not_depend_on_the_batch(monkeypatch):
     assert torch.equal(together, torch.cat([vocabulary.assign(row) for row in x.split(1)]))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     assert torch.equal(together[order], vocabulary.assign(x[order]))
-    monkeypatch.setattr(vocabulary_module, "_SLICE", 1)
+    monkeypatch.setattr(kmeans_module, "_SLICE", 1)
     assert torch.equal(together, vocabulary.assign(x))
 
 
@@ -155,7 +152,7 @@ def naive_kmeans(points, k, *, seed):
 @pytest.mark.parametrize("k", [5, 25])
 def test_clusters_are_as_tight_as_the_best_of_ten_naive_runs(k):
     points = cells(n=500, noise=0.8).double()
-    found = _kmeans(points, k, torch.Generator().manual_seed(0))
+    found = kmeans(points, k, torch.Generator().manual_seed(0))
     assert found.inertia <= 1.01 * min(naive_kmeans(points, k, seed=seed) for seed in range(10))
 
 
@@ -166,8 +163,8 @@ def test_a_centre_without_cells_moves_to_where_it_helps(n_lost):
     centres[:n_lost] = 1e3 + torch.arange(n_lost)[:, None]
     filled, found = _filled(points, centres)
     assert found.label.bincount(minlength=10).min() > 0
-    assert torch.equal(found.label, _nearest(points, filled).label)
-    assert found.distance.sum() < _nearest(points, centres).distance.sum()
+    assert torch.equal(found.label, nearest_centre(points, filled).label)
+    assert found.distance.sum() < nearest_centre(points, centres).distance.sum()
     assert torch.equal(filled[n_lost:], centres[n_lost:])
 
 
@@ -182,9 +179,9 @@ def test_moving_a_centre_never_takes_the_only_cell_of_another():
 def test_a_cluster_that_loses_its_cells_on_the_way_gets_others():
     points = torch.tensor([[1, 10], [4, 4], [2, 2], [2, 11], [6, 4], [10, 5], [5, 2], [10, 1]]).double()
     centres = torch.tensor([[4, 10], [11, 1], [0, 9], [4, 9]]).double()
-    first = _nearest(points, centres).label
+    first = nearest_centre(points, centres).label
     means = torch.stack([points[first == k].mean(0) for k in range(4)])
-    assert _nearest(points, means).label.bincount(minlength=4).min() == 0, (
+    assert nearest_centre(points, means).label.bincount(minlength=4).min() == 0, (
         "the case needs a cluster that empties"
     )
     assert _lloyd(points, centres).label.bincount(minlength=4).min() > 0
@@ -192,18 +189,18 @@ def test_a_cluster_that_loses_its_cells_on_the_way_gets_others():
 
 def test_centres_that_no_cell_is_near_are_no_words(monkeypatch):
     def with_a_stray(points, k, generator):
-        found = _kmeans(points, k, generator)
+        found = kmeans(points, k, generator)
         return found._replace(centres=torch.cat([torch.full_like(found.centres[:1], 1e3), found.centres]))
 
     x = cells(noise=1)
     expected = fit(x, n_meta_cells=20, levels=())
-    monkeypatch.setattr(vocabulary_module, "_kmeans", with_a_stray)
+    monkeypatch.setattr(vocabulary_module, "kmeans", with_a_stray)
     same(fit(x, n_meta_cells=20, levels=()), expected, atol=1e-6, rtol=1e-6)
 
 
 def test_rows_of_the_sample_are_spread():
     for n, m in [(1000, 1000), (1000, 37), (5, 1), (10**10, 1000)]:
-        rows = _spread(n, m, torch.Generator().manual_seed(0))
+        rows = spread_rows(n, m, torch.Generator().manual_seed(0))
         edge = torch.arange(m + 1) * n // m
         assert ((edge[:-1] <= rows) & (rows < edge[1:])).all()
 

@@ -16,11 +16,7 @@ from stgen._settings import settings
 from stgen.data._fields import CountsField
 from stgen.data._names import check_unique, looks_like_ensembl, some
 from stgen.models._base import Example, STModel, spot_fields
-from stgen.nn._noise import keyed_uniform
-from stgen.train._options import TrainingOptions
-
-from ._config import GenARConfig
-from ._distribution import (
+from stgen.nn._distribution import (
     READ,
     AsFirst,
     Buckets,
@@ -32,6 +28,10 @@ from ._distribution import (
     quantile,
     read_out,
 )
+from stgen.nn._noise import keyed_uniform
+from stgen.train._options import TrainingOptions
+
+from ._config import GenARConfig
 from ._hierarchy import check_groups
 from ._network import GenARNetwork
 
@@ -394,7 +394,7 @@ class GenAR(STModel):
         for batch in self._batches(adata, batch_size=batch_size):
             mixed: Buckets | None = None
             for path in self.module.generate(batch, n_paths=n_paths, seed=seed):
-                one = chosen(path, place)
+                one = chosen(path.by_bucket(), place)
                 if mixed is None:
                     mixed = one
                 else:
@@ -413,7 +413,7 @@ class GenAR(STModel):
             paths = self.module.generate(batch, n_paths=max(n_samples, 2), seed=seed)
             for s, path in zip(range(n_samples), paths, strict=False):
                 level = keyed_uniform(batch["key"], len(self.genes), seed=seed + 7919 * (s + 1))[:, columns]
-                drawn.append(read_out(chosen(path, place), len(columns), at_level(level)))
+                drawn.append(read_out(chosen(path.by_bucket(), place), len(columns), at_level(level)))
             yield torch.stack(drawn)
 
 

@@ -34,6 +34,7 @@ from ...nn._counts import (
     normalized,
     two_hot,
 )
+from ...nn._distribution import Buckets
 from ...nn._grouped import Cache, GroupedDecoder
 from ...nn._linear import N_FOLDS
 from ...nn._network import Batch, Loss, Network
@@ -445,3 +446,7 @@ class Prediction:
     probability: list[Tensor]
     buckets: list[tuple[list[int], int]]
     """Which genes (columns) a bucket holds, and its vocabulary size."""
+
+    def by_bucket(self) -> Buckets:
+        """Genes and probabilities of every bucket."""
+        return [(columns, p) for (columns, _), p in zip(self.buckets, self.probability, strict=True)]

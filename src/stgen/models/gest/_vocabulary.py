@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stgen._warn import warn
+from stgen.nn._kmeans import Members, kmeans, nearest_centre, rows_at_once, spread_rows
 
 Rows = Callable[[], Iterable[Tensor]]
 """Cells × genes in batches; each call begins again with the first cell, in the same order."""
@@ -27,11 +28,6 @@ _MOST_META_CELLS, _FEWEST_META_CELLS, _CELLS_PER_META_CELL = 512, 16, 50
 _WIDEST_COVARIANCE = 1000  # genes; beyond it T × T numbers of all cells cost more than passes over a sample
 _POWER_PASSES, _OVERSAMPLING = 4, 20  # of the randomised components of wider tables
 _REFINING_PASSES = 1  # over all cells, where centres come from a sample of them; a second adds .0003 to R²
-_LLOYD_STEPS, _LLOYD_TOLERANCE = 100, 1e-5
-_SEEDED_FROM = 32  # points per centre that seeding looks at; more are slower and no better
-_RESTARTS, _CHEAP = 5, 4_000_000  # restarts where cells × centres of the sample are no more than this
-_SLICE = 1 << 22  # numbers that a step over rows may hold in float64: 32 MB
-_TWINS = 1e-12  # squared distance, relative to squared lengths, below which two cells are one
 
 
 class Vocabulary(nn.Module):
@@ -107,8 +103,8 @@ class Vocabulary(nn.Module):
             raise RuntimeError("The vocabulary has no meta cells yet; call `fit` or load weights first.")
         self._check_genes(x)
         labels = [
-            _nearest(self._precise_pcs(rows), self.centres.to(_precise(rows))).label
-            for rows in x.split(_rows_at_once(x.shape[1]))
+            nearest_centre(self._precise_pcs(rows), self.centres.to(_precise(rows))).label
+            for rows in x.split(rows_at_once(x.shape[1]))
         ]
         return torch.cat(labels) if labels else x.new_zeros(0, dtype=torch.int64)
 
@@ -164,10 +160,10 @@ class Vocabulary(nn.Module):
         space, n = _principal_components(batches, n_components, max_rows, generator, len(self.mean))
         self._keep(mean=space.mean, components=space.components)
 
-        rows = _spread(n, min(n, max_rows), generator)
+        rows = spread_rows(n, min(n, max_rows), generator)
         sample = torch.cat([self._precise_pcs(chunk) for chunk in _picked(batches, rows)])
         n_wanted = n_meta_cells or default_n_meta_cells(n)
-        self._keep(centres=_kmeans(sample, n_wanted, generator).centres)
+        self._keep(centres=kmeans(sample, n_wanted, generator).centres)
         if n_meta_cells is not None and len(self.centres) < n_meta_cells:
             _warn_about_twins(n_meta_cells, len(self.centres))
 
@@ -179,7 +175,7 @@ class Vocabulary(nn.Module):
         self._keep(profiles=members.means(otherwise=members.total)[kept])
 
         centres = self.centres.double()
-        coarse = [_kmeans(centres, min(level, len(centres)), generator).label for level in levels]
+        coarse = [kmeans(centres, min(level, len(centres)), generator).label for level in levels]
         self._keep(coarse=torch.stack(coarse) if coarse else self.coarse.new_zeros(0, len(centres)))
         return self.to(device)
 
@@ -192,14 +188,14 @@ class Vocabulary(nn.Module):
         dtype = _precise(x)
         return (x.to(dtype) - self.mean.to(dtype)) @ self.components.to(dtype).T
 
-    def _members(self, batches: Rows, of: Callable[[Tensor], Tensor]) -> _Members:
+    def _members(self, batches: Rows, of: Callable[[Tensor], Tensor]) -> Members:
         """How many cells each centre has, and the sum of something over them."""
         members = None
         for rows in _slices(batches, n_genes=len(self.mean)):
-            label = _nearest(self._precise_pcs(rows), self.centres.double()).label
+            label = nearest_centre(self._precise_pcs(rows), self.centres.double()).label
             values = of(rows)
             if members is None:
-                members = _Members.none(len(self.centres), values)
+                members = Members.none(len(self.centres), values)
             members.add(label, values)
         assert members is not None
         return members
@@ -273,7 +269,7 @@ def _slices(batches: Rows, *, n_genes: int = 0) -> Iterator[Tensor]:
         n_genes = n_genes or batch.shape[-1]
         if batch.ndim != 2 or batch.shape[1] != n_genes:
             raise ValueError(f"Expected batches of cells × {n_genes} genes; got shape {tuple(batch.shape)}.")
-        for rows in batch.detach().split(_rows_at_once(n_genes)):
+        for rows in batch.detach().split(rows_at_once(n_genes)):
             if not rows.isfinite().all():
                 raise ValueError(
                     "Expected finite log-normalised expression; found NaN or infinity. Clean it first."
@@ -286,18 +282,6 @@ def _slices(batches: Rows, *, n_genes: int = 0) -> Iterator[Tensor]:
             "Expected batches with cells each time they are asked for; found none. "
             "Pass a function that returns a fresh iterable, not an iterator that is used up."
         )
-
-
-def _rows_at_once(width: int) -> int:
-    return max(64, _SLICE // max(width, 1))
-
-
-def _spread(n: int, n_picked: int, generator: torch.Generator) -> Tensor:
-    """Row numbers, ascending: one at random from each of ``n_picked`` equal stretches, so that no section is missed."""
-    edge = torch.arange(n_picked + 1) * n // n_picked
-    length = edge.diff()
-    within = (torch.rand(n_picked, generator=generator, dtype=torch.float64) * length).long()
-    return edge[:-1] + torch.minimum(within, length - 1)
 
 
 def _picked(batches: Rows, rows: Tensor) -> Iterator[Tensor]:
@@ -367,7 +351,7 @@ def _principal_components(
     if second is not None:
         axes = _leading(second - moments.n * torch.outer(moments.shift, moments.shift), p)
     else:
-        rows = _spread(moments.n, min(moments.n, max_rows), generator)
+        rows = spread_rows(moments.n, min(moments.n, max_rows), generator)
         axes = _randomised(lambda: _picked(batches, rows), moments.mean, p, generator)
     return _Space(moments.mean, _one_sign(axes.T)), moments.n
 
@@ -398,120 +382,6 @@ def _one_sign(components: Tensor) -> Tensor:
     """Eigenvectors have no sign: the largest entry is positive here."""
     largest = components.gather(1, components.abs().argmax(1, keepdim=True))
     return components * torch.where(largest < 0, -1.0, 1.0).to(components)
-
-
-# k-means ---------------------------------------------------------------------------------------------------------
-
-
-class _Nearest(NamedTuple):
-    label: Tensor
-    """(n,) int64"""
-    distance: Tensor
-    """(n,) squared"""
-
-
-class _Clusters(NamedTuple):
-    centres: Tensor
-    label: Tensor
-    inertia: Tensor
-
-
-class _Members:
-    """How many rows each cluster has, and their sum."""
-
-    def __init__(self, size: Tensor, total: Tensor) -> None:
-        self.size, self.total = size, total
-
-    @classmethod
-    def none(cls, k: int, like: Tensor) -> _Members:
-        size = torch.zeros(k, dtype=torch.int64, device=like.device)
-        return cls(size, like.new_zeros(k, like.shape[1]))
-
-    def add(self, label: Tensor, values: Tensor) -> None:
-        self.size += label.bincount(minlength=len(self.size))
-        self.total.index_add_(0, label, values)
-
-    def means(self, *, otherwise: Tensor) -> Tensor:
-        """Means of the members; what to put where there are none."""
-        mean = self.total / self.size.clamp_min(1)[:, None]
-        return torch.where(self.size[:, None] > 0, mean, otherwise.to(mean))
-
-
-def _nearest(points: Tensor, centres: Tensor) -> _Nearest:
-    """The nearest centre of each point, in slices: never n × K at once."""
-    half = centres.square().sum(1) / 2
-    found = [
-        torch.addmm(half, part, centres.T, alpha=-1).min(1)
-        for part in points.split(_rows_at_once(max(centres.shape)))
-    ]
-    value, label = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return _Nearest(label, (points.square().sum(1) + 2 * value).clamp_min(0))
-
-
-def _kmeans(points: Tensor, k: int, generator: torch.Generator) -> _Clusters:
-    """Lloyd's steps from greedy k-means++ seeds; the best of several where that is cheap.
-
-    Every cluster has members; there are fewer than ``k`` where there are fewer distinct points.
-    """
-    n_runs = _RESTARTS if len(points) * k <= _CHEAP else 1
-    few = points[_spread(len(points), min(len(points), _SEEDED_FROM * k), generator).to(points.device)]
-    starts = [_seeds(few, k, generator) for _ in range(n_runs)]
-    if len(starts[0]) < k and len(few) < len(points):  # twins among the few are not twins of all
-        starts = [_seeds(points, k, generator)]
-    runs = [_lloyd(points, start) for start in starts]
-    return min(runs, key=lambda run: run.inertia.item())
-
-
-def _seeds(points: Tensor, k: int, generator: torch.Generator) -> Tensor:
-    """Points far from each other: of several drawn by squared distance, the one that helps most (k-means++)."""
-    n_drawn = 2 + int(torch.tensor(float(k)).log())
-    length = points.square().sum(1)
-    chosen = torch.randint(len(points), (1,), generator=generator).to(points.device)
-    nearest = _squared(points, length, chosen)[0]
-    while len(chosen) < k:
-        mass = nearest.cumsum(0)
-        if mass[-1] <= 0:  # every point is the twin of a seed
-            break
-        at = torch.rand(n_drawn, generator=generator, dtype=mass.dtype).to(mass.device) * mass[-1]
-        drawn = torch.searchsorted(mass, at, right=True).clamp_max(len(points) - 1)
-        nearer = torch.minimum(nearest, _squared(points, length, drawn))
-        best = nearer.sum(1).argmin()
-        chosen, nearest = torch.cat([chosen, drawn[best, None]]), nearer[best]
-    return points[chosen]
-
-
-def _squared(points: Tensor, length: Tensor, rows: Tensor) -> Tensor:
-    """(rows, points) squared distances, exactly zero between twins."""
-    scale = length + length[rows, None]
-    distance = torch.addmm(scale, points[rows], points.T, alpha=-2)
-    return distance.where(distance > _TWINS * scale, 0.0)
-
-
-def _lloyd(points: Tensor, centres: Tensor) -> _Clusters:
-    """Means of members, again and again, until the gain is negligible."""
-    centres, found = _filled(points, centres)
-    for _ in range(_LLOYD_STEPS):
-        before = found.distance.sum()
-        members = _Members.none(len(centres), points)
-        members.add(found.label, points)
-        centres, found = _filled(points, members.means(otherwise=centres))
-        if before - found.distance.sum() <= _LLOYD_TOLERANCE * before:
-            break
-    return _Clusters(centres, found.label, found.distance.sum())
-
-
-def _filled(points: Tensor, centres: Tensor) -> tuple[Tensor, _Nearest]:
-    """Centres that all have members: one without moves to the point that is farthest from its own."""
-    found = _nearest(points, centres)
-    for _ in range(len(centres)):  # a moved centre can take another's last points: look again
-        size = found.label.bincount(minlength=len(centres))
-        empty = (size == 0).nonzero()[:, 0]
-        if not len(empty):
-            break
-        movable = found.distance.where(size[found.label] > 1, -1.0)
-        centres = centres.index_copy(0, empty, points[movable.topk(len(empty)).indices])
-        found = _nearest(points, centres)
-    return centres, found
 
 
 # checks ----------------------------------------------------------------------------------------------------------

@@ -5,24 +5,23 @@ B batch, n genes of a bucket (they share a vocabulary size), V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...nn._counts import distribution_moments, distribution_quantile
-from ._network import Prediction
+from ._counts import distribution_moments, distribution_quantile
 
 Buckets = list[tuple[list[int], Tensor]]
 """Genes (columns) that share a vocabulary size, and their probabilities (B, n, V)."""
 
 
-def chosen(path: Prediction, place: Mapping[int, int]) -> Buckets:
-    """The part of a path's genes that is asked for, with where each goes in the answer."""
+def chosen(buckets: Iterable[tuple[Sequence[int], Tensor]], place: Mapping[int, int]) -> Buckets:
+    """The part of the genes that is asked for, with where each goes in the answer."""
     result = []
-    for (columns, _), p in zip(path.buckets, path.probability, strict=True):
+    for columns, p in buckets:
         kept = [i for i, c in enumerate(columns) if c in place]
         if kept:
             result.append(([place[columns[i]] for i in kept], p if len(kept) == len(columns) else p[:, kept]))
