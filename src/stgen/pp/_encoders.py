@@ -41,7 +41,14 @@ class Encoder:
     """Recorded in ``uns`` beside the name."""
 
     def __call__(self, tiles: Tiles) -> NDArray[np.float32]:
-        features = self.encode(tiles)
+        try:
+            features = self.encode(tiles)
+        except Exception as error:
+            error.add_note(
+                f"The encoder {self.name!r} was given {len(tiles)} tiles of {tiles.shape[1]} × {tiles.shape[2]} pixels, "
+                "RGB. If it wants another size, cut tiles with that `tile_px=`, or resize them in `transform=`."
+            )
+            raise
         if hasattr(features, "detach"):
             features = features.detach().float().cpu().numpy()
         if isinstance(features, (tuple, list, dict)):

@@ -19,7 +19,7 @@ from stgen.data._fields import some
 from ._editing import check_adata, editable
 from ._encoders import DESCRIPTORS, Encoder, make_encoder
 from ._histology_tiles import TILE_PX, TILE_UM, open_array_tiles, open_image_tiles, open_stored_tiles
-from ._tile_reader import ArrayTiles, TileReader
+from ._tile_reader import ArrayTiles, TileReader, is_blank, stack_of_arrays, warn_of_blank
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -63,7 +63,7 @@ def embed_histology(
         ``library_key``.
     tiles
         Instead of an image: a key of ``obsm``, an array spots × pixels × pixels × 3 (uint8) in the order of
-        spots, or path(s) of stored tiles as for :func:`stgen.pp.read_tiles`. With neither image, tiles nor
+        spots or a list of such tiles, or path(s) of stored tiles as for :func:`stgen.pp.read_tiles`. With neither image, tiles nor
         features, ``obsm["tiles"]`` is used.
     features
         Instead of tiles: features from elsewhere, as a DataFrame whose index has the names of all spots
@@ -107,7 +107,7 @@ def embed_histology(
     -------
     ``None``, or the copy. Writes ``obsm[key_added]``, float32, spots × features, and ``uns["histology"]``:
     ``encoder``, ``tile_um``, ``n_features``, ``feature_names`` where they have names, ``licence`` where it is
-    known, ``key_added``, and ``params``.
+    known, ``key_added``, and ``params``, with the number of tiles that show nothing (``n_blank``), which is also warned of.
 
     Raises
     ------
@@ -153,10 +153,12 @@ def embed_histology(
             encoder_kwargs=encoder_kwargs,
             accelerator=accelerator,
         )
-        embedding = _encode(reader, encode, batch_size)
-        record = _describe(reader, encode, "tiles" if image is None else "image")
+        embedding, blank = _encode(reader, encode, batch_size)
+        record = _describe(reader, encode, "tiles" if image is None else "image", blank)
     _check_features(embedding, adata, str(record["encoder"]))
 
+    if features is None:
+        warn_of_blank(blank, adata.obs_names)
     adata = editable(adata, copy=copy)
     adata.obsm[key_added] = embedding
     adata.uns[_keys.HISTOLOGY_PARAMS] = record | {
@@ -172,7 +174,7 @@ def _check_one_source(**sources: Any) -> None:
         raise ValueError(f"Give one of `image`, `tiles` and `features`; got {' and '.join(given)}.")
 
 
-def _describe(reader: TileReader, encode: Encoder, source: str) -> dict[str, Any]:
+def _describe(reader: TileReader, encode: Encoder, source: str, blank: NDArray[np.bool_]) -> dict[str, Any]:
     """What ``uns`` keeps about features that were made from tiles."""
     record: dict[str, Any] = {"encoder": encode.name, "tile_um": float(reader.tile_um)} | encode.facts
     if encode.feature_names is not None:
@@ -181,6 +183,7 @@ def _describe(reader: TileReader, encode: Encoder, source: str) -> dict[str, Any
         "source": source,
         "tile_px": int(reader.tile_px),
         "n_padded": int((reader.outside > 0).sum()),
+        "n_blank": int(blank.sum()),
     }
     return record
 
@@ -195,6 +198,8 @@ def _open_tiles(adata: AnnData, tiles: Any, tile_um: float | None) -> TileReader
         tiles = _keys.TILES
     if isinstance(tiles, str) and (tiles in adata.obsm or not Path(tiles).suffix):
         return open_array_tiles(adata, tiles, tile_um=tile_um)
+    if isinstance(tiles, (list, tuple)) and len(tiles) and hasattr(tiles[0], "shape"):
+        tiles = stack_of_arrays(tiles)
     if isinstance(tiles, (str, Path, list, tuple, Mapping)):
         return open_stored_tiles(adata, tiles, tile_um=tile_um)
     if len(tiles) != adata.n_obs:
@@ -208,15 +213,19 @@ def _open_tiles(adata: AnnData, tiles: Any, tile_um: float | None) -> TileReader
     return ArrayTiles(tiles, float(tile_um), name="`tiles`")
 
 
-def _encode(reader: TileReader, encode: Encoder, batch_size: int) -> NDArray[np.float32]:
-    """Features of all tiles; each batch of tiles is forgotten."""
+def _encode(
+    reader: TileReader, encode: Encoder, batch_size: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Features of all tiles, and which were blank; each batch of tiles is forgotten."""
     from tqdm.auto import tqdm
 
     embedding: NDArray[np.float32] | None = None
+    blank = np.zeros(len(reader), dtype=bool)
     with tqdm(
         total=len(reader), desc="Histology", unit="tile", disable=not settings.progress_bar, leave=False
     ) as bar:
         for rows, batch in reader.batches(batch_size):
+            blank[rows] = is_blank(batch)
             part = encode(batch)
             if embedding is None:
                 embedding = np.empty((len(reader), part.shape[1]), dtype=np.float32)
@@ -228,7 +237,7 @@ def _encode(reader: TileReader, encode: Encoder, batch_size: int) -> NDArray[np.
             embedding[rows] = part
             bar.update(len(rows))
     assert embedding is not None, "there is at least one spot"
-    return embedding
+    return embedding, blank
 
 
 def _join_features(

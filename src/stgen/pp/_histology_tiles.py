@@ -27,7 +27,16 @@ from ._coordinates import (
 )
 from ._editing import check_adata, editable
 from ._editing import coordinates as read_coordinates
-from ._tile_reader import ArrayTiles, ImageTiles, StoredTiles, TileReader, check_pixel_size, stack
+from ._tile_reader import (
+    ArrayTiles,
+    ImageTiles,
+    StoredTiles,
+    TileReader,
+    check_pixel_size,
+    is_blank,
+    stack,
+    warn_of_blank,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -92,6 +101,7 @@ def histology_tiles(
     -------
     ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3;
     ``obs[key_added + "_outside"]``, the share of a tile that lies outside of the image and was filled with white;
+    ``obs[key_added + "_blank"]``, whether a tile shows nothing (no contrast, as bare glass), which is also warned of;
     and ``uns[key_added]["params"]``.
 
     Raises
@@ -99,7 +109,7 @@ def histology_tiles(
     ValueError
         If the pixel size is unknown, implausible (not 0.1 to 10 µm), or contradicts the pitch; if spots lie
         outside of the image; if sections overlap and no ``library_key`` tells them apart; if the image has 16
-        bits or floats of another range.
+        bits, floats of another range, channels first, or several pages.
 
     Examples
     --------
@@ -160,13 +170,14 @@ def read_tiles(
 
     Returns
     -------
-    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3, and
-    ``uns[key_added]["params"]``.
+    ``None``, or the copy. Writes ``obsm[key_added]``, uint8, spots × pixels × pixels × 3, ``obs`` columns and
+    ``uns[key_added]["params"]`` as :func:`stgen.pp.histology_tiles` does.
 
     Raises
     ------
     ValueError
-        If a spot has no tile, a tile is stored twice, or the size of tiles is unknown.
+        If a spot has no tile, a tile is stored twice, cannot be decoded, has 16 bits or another size than the first, or
+        the size of tiles is unknown.
     """
     check_adata(adata, copy=copy)
     reader = open_stored_tiles(adata, path, tile_um=tile_um)
@@ -179,14 +190,18 @@ def read_tiles(
 def _write_tiles(
     adata: AnnData, tiles: NDArray[np.uint8], reader: TileReader, key: str, *, um_per_px: float
 ) -> None:
+    blank = np.concatenate([is_blank(tiles[i : i + 256]) for i in range(0, len(tiles), 256)])
+    warn_of_blank(blank, adata.obs_names)
     adata.obsm[key] = tiles
     adata.obs[f"{key}_outside"] = reader.outside
+    adata.obs[f"{key}_blank"] = blank
     adata.uns[key] = {
         "params": {
             "tile_um": float(reader.tile_um),
             "tile_px": int(reader.tile_px),
             "um_per_px": um_per_px,
             "n_padded": int((reader.outside > 0).sum()),
+            "n_blank": int(blank.sum()),
         }
     }
 
@@ -208,6 +223,11 @@ def open_array_tiles(adata: AnnData, key: str, *, tile_um: float | None) -> Arra
     recorded = adata.uns.get(key, {})
     params = recorded.get("params", {}) if hasattr(recorded, "get") else {}
     size = params.get("tile_um", tile_um)
+    if tile_um is not None and size is not None and abs(size / tile_um - 1) > 0.01:
+        raise ValueError(
+            f"`tile_um` is {tile_um:g}, but uns[{key!r}] says that the tiles of obsm[{key!r}] show {size:g} µm. Leave it out, "
+            "or cut tiles again."
+        )
     if size is None:
         raise ValueError(
             f"uns[{key!r}] does not say how large the tiles of obsm[{key!r}] are. Give `tile_um=`."

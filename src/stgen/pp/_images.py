@@ -2,7 +2,8 @@
 
 An image answers two questions: how large it is, and what a window of it looks like as RGB, uint8. Only what
 can be seen as such without guessing is accepted: transparent pixels become white, grey becomes RGB, floats
-from 0 to 1 are scaled; 16-bit images and other floats are refused, because their white point is not known.
+from 0 to 1 are scaled; 16-bit images and other floats are refused, because their white point is not known, and
+stacks of grey pages, because they may be anything.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHITE = 255
+_NOT_YET_RGB, _YCBCR = (3, 5, 8, 9, 10), 6
+"""What a TIFF says of its colours: palette, inks, L*a*b*; compressed YCbCr is decoded to RGB."""
 _TIFF = (".tif", ".tiff", ".btf")
 
 
@@ -38,40 +41,75 @@ def open_image(image: Any, name: str = "image") -> SourceImage:
             pixels = _map_tiff(path)
             if pixels is not None:
                 return ArrayImage(pixels, f"{name} {path.name!r}")
-        return PillowImage(path)
+        return PillowImage(path, f"{name} {path.name!r}")
     if hasattr(image, "getbands"):  # an image of Pillow
-        image = np.asarray(image)
+        return PillowImage(image, name)
     if not (hasattr(image, "shape") and hasattr(image, "dtype")):
         raise TypeError(f"The {name} must be a path or an array; got {type(image).__name__}.")
     return ArrayImage(image, name)
 
 
 class PillowImage:
-    """A file that Pillow reads. It is decoded whole on the first window, as 8-bit pixels."""
+    """An image of Pillow's, or a file that Pillow reads. It is decoded whole on the first window, as 8-bit pixels."""
 
-    _READABLE = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1")
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, source: Any, name: str = "image") -> None:
+        self._source = source
         self._decoded: Any = None
-        with _open_without_size_limit(path) as header:
-            if header.mode not in self._READABLE:
-                raise ValueError(
-                    f"The image {path.name!r} must have 8 bits per channel; its mode is {header.mode!r}. "
-                    f"{_REMEDY}"
-                )
-            self.width, self.height = header.size
+        if isinstance(source, Path):
+            with _open_without_size_limit(source) as header:
+                check_readable(header, name)
+                self.width, self.height = header.size
+        else:
+            check_readable(source, name)
+            self.width, self.height = source.size
 
     def window(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
         """Pixels of a window, RGB."""
         if self._decoded is None:
-            # `load` reads everything and closes the file
-            self._decoded = _open_without_size_limit(self._path)
-            self._decoded.load()
-        pixels = self._decoded.crop((left, top, right, bottom))
-        if pixels.mode in ("RGBA", "LA", "PA") or "transparency" in pixels.info:
-            return _on_white(np.asarray(pixels.convert("RGBA")))
-        return np.asarray(pixels.convert("RGB"))
+            is_file = isinstance(self._source, Path)
+            self._decoded = _open_without_size_limit(self._source) if is_file else self._source
+            self._decoded.load()  # reads everything and closes the file
+        return as_rgb(self._decoded.crop((left, top, right, bottom)))
+
+
+_READABLE = ("RGB", "RGBA", "L", "LA", "P", "PA", "CMYK", "YCbCr", "1")
+
+
+def check_readable(image: Any, name: str) -> None:
+    """Raise unless an image of Pillow's, decoded or not, becomes RGB without guessing."""
+    # Pillow cuts 16-bit colours down to their upper half without a word, which leaves 12-bit cameras nearly black
+    raw = [str(tile[3]) for tile in getattr(image, "tile", []) if len(tile) > 3]
+    is_deep = any(";16" in one for one in raw)
+    if image.mode not in _READABLE or is_deep:
+        found = "it has 16" if image.mode in _READABLE else f"its mode is {image.mode!r}"
+        raise ValueError(f"The {name} must have 8 bits per channel; {found}. {_REMEDY}")
+    if image.mode in ("L", "1") and _next_page_has_its_size(image):
+        raise ValueError(_pages_message(name, f"{image.n_frames} grey pages of one size"))
+
+
+def as_rgb(image: Any) -> NDArray[np.uint8]:
+    """Pixels of an image of Pillow's, transparent ones over white."""
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return _on_white(np.asarray(image.convert("RGBA")))
+    return np.asarray(image.convert("RGB"))
+
+
+def _next_page_has_its_size(image: Any) -> bool:
+    """Channels or planes as pages; the levels of a pyramid differ in size."""
+    if getattr(image, "n_frames", 1) == 1:
+        return False
+    size = image.size
+    image.seek(1)
+    is_same = image.size == size
+    image.seek(0)
+    return bool(is_same)
+
+
+def _pages_message(name: str, found: str) -> str:
+    return (
+        f"The {name} must be one RGB image; it holds {found}. Save the one that you want, or if they "
+        "are red, green and blue give an array: `np.moveaxis(tifffile.imread(path), 0, -1)`."
+    )
 
 
 class ArrayImage:
@@ -80,8 +118,9 @@ class ArrayImage:
     def __init__(self, pixels: Any, name: str = "image") -> None:
         shape = tuple(pixels.shape)
         if len(shape) != 3 or shape[2] not in (3, 4):
-            hint = " Move the channels to the end." if len(shape) == 3 and shape[0] in (3, 4) else ""
-            raise ValueError(f"The {name} must be height × width × 3 (RGB); its shape is {shape}.{hint}")
+            raise ValueError(
+                f"The {name} must be height × width × 3 (RGB); its shape is {shape}.{_shape_hint(shape)}"
+            )
         self._scale = 1
         if pixels.dtype.kind == "f":
             _check_floats(pixels, name)
@@ -104,9 +143,20 @@ class ArrayImage:
 _REMEDY = "Scale it so that white is 255, and convert it: `image = (image / white * 255).astype('uint8')`."
 
 
+def _shape_hint(shape: tuple[int, ...]) -> str:
+    if len(shape) == 3 and shape[0] in (3, 4):
+        return " Move the channels to the end: `np.moveaxis(image, 0, -1)`."
+    if len(shape) == 2:
+        return " If it is grey, repeat it: `np.stack([image] * 3, axis=-1)`."
+    return " If it is grey, repeat it: `np.repeat(image, 3, axis=2)`." if shape[2:] == (1,) else ""
+
+
 def _check_floats(pixels: Any, name: str) -> None:
     """Floats from 0 to 1 are how scanpy keeps pictures; any other range has no known white."""
-    low, high = float(np.asarray(pixels.min())), float(np.asarray(pixels.max()))
+    # a strip at a time: it may live on disk, and arrays there have no `min`
+    strips = (np.asarray(pixels[top : top + 1024]) for top in range(0, pixels.shape[0], 1024))
+    ends = np.array([(strip.min(), strip.max()) for strip in strips], dtype=np.float64)
+    low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if low < 0 or high > 1 or np.isnan(low + high):
         raise ValueError(
             f"The {name} must be uint8, or floats from 0 to 1; it has floats from {low:g} to {high:g}. "
@@ -145,7 +195,18 @@ def _map_tiff(path: Path) -> Any:
         return None
     try:
         with tifffile.TiffFile(path) as file:
-            axes = file.series[0].axes
+            axes, shape = file.series[0].axes, file.series[0].shape
+            page = file.pages.first
+            colours, is_compressed = int(page.photometric), int(page.compression) != 1
+    except Exception:  # an unknown dialect: let Pillow try, and complain if it must
+        return None
+    if len(shape) > 3 or (len(shape) == 3 and "S" not in axes):
+        kind = "images" if "S" in axes else "grey pages"
+        found = f"{shape[0]} {kind} of one size (axes {axes}, shape {shape})"
+        raise ValueError(_pages_message(f"image {path.name!r}", found))
+    if colours in _NOT_YET_RGB or (colours == _YCBCR and not is_compressed) or "S" not in axes:
+        return None  # Pillow knows how inks and bare luminance become colours
+    try:
         pixels: NDArray
         try:
             pixels = tifffile.memmap(path, mode="r")

@@ -9,7 +9,8 @@ A point (x, y) of an image lies in the pixel of column ⌊x⌋ and row ⌊y⌋. 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +20,13 @@ from numpy.typing import NDArray
 
 from stgen.data._fields import some
 
-from ._images import WHITE, SourceImage, open_image
+from ._images import WHITE, SourceImage, as_rgb, check_readable, open_image
 
 LEAST_UM_PER_PX, LARGEST_UM_PER_PX = 0.1, 10.0
+logger = logging.getLogger("stgen")
+
+_BLANK_SD = 4.0
+"""Standard deviation of the most varied colour, of 255: tissue has 12 to 60, glass with noise of camera and JPEG 1 to 3."""
 _MARGIN = 4
 """Pixels around a window that the resampling filter may look at."""
 _SAME_SIZE = 1e-3
@@ -41,6 +46,28 @@ class TileReader(Protocol):
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Spot numbers and their tiles, every spot once."""
         ...
+
+
+def is_blank(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tiles without any contrast, n × p × p × 3: glass, padding, or a picture that went black."""
+    step = max(1, tiles.shape[1] // 64)
+    pixels = tiles[:, ::step, ::step].reshape(len(tiles), -1, 3).astype(np.float32)
+    return np.asarray(pixels.std(axis=1).max(axis=1) < _BLANK_SD)
+
+
+def warn_of_blank(blank: NDArray[np.bool_], obs_names: Any) -> None:
+    """Blank tiles are ordinary input, but nothing can be predicted from them, and the user should know."""
+    if blank.any():
+        which = "All" if blank.all() else f"{int(blank.sum())} of"
+        logger.warning(
+            "%s %d tiles are blank (no contrast, as bare glass), such as %s. %s",
+            which,
+            len(blank),
+            some(obs_names[blank]),
+            "Check the image and `coordinates`."
+            if blank.all()
+            else "Drop these spots if no tissue is there.",
+        )
 
 
 def stack(reader: TileReader) -> NDArray[np.uint8]:
@@ -179,9 +206,13 @@ class ArrayTiles:
     def __post_init__(self) -> None:
         shape = tuple(self.tiles.shape)
         if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
-            raise ValueError(f"{self.name} must be spots × p × p × 3; its shape is {shape}.")
+            raise ValueError(f"{self.name} must be spots × p × p × 3; its shape is {shape}.{_hint(shape)}")
         if self.tiles.dtype != np.uint8:
-            raise ValueError(f"{self.name} must be uint8, white being 255; its dtype is {self.tiles.dtype}.")
+            white = _white_of(self.tiles)
+            raise ValueError(
+                f"{self.name} must be uint8, white being 255; its dtype is {self.tiles.dtype}. Scale and convert: "
+                f"`tiles = np.rint(tiles / {white} * 255).astype('uint8')`{_OF_WHITE if white == 'white' else ''}."
+            )
         self.tile_px = int(shape[1])
         self.outside = np.zeros(shape[0], dtype=np.float32)
 
@@ -195,11 +226,52 @@ class ArrayTiles:
             yield rows, np.asarray(self.tiles[rows[0] : rows[-1] + 1])
 
 
+_OF_WHITE = ", with the value of white paper in this camera"
+
+
+def _white_of(tiles: Any) -> str:
+    """What white is, where that can be known: floats from 0 to 1, or values as of 8 bits."""
+    first = np.asarray(tiles[:64])
+    if not first.size or not np.isfinite(first).all() or first.min() < 0:
+        return "white"
+    if first.dtype.kind == "f" and first.max() <= 1:
+        return "1"
+    return "255" if 1 < first.max() <= WHITE and first.dtype != np.uint16 else "white"
+
+
+def _hint(shape: tuple[int, ...]) -> str:
+    """What somebody with tiles of this shape has to do."""
+    if len(shape) == 4 and shape[3] not in (3, 4) and shape[1] in (3, 4):
+        return " Move the channels to the end: `np.moveaxis(tiles, 1, -1)`."
+    if len(shape) == 4 and shape[3] == 4:
+        return " Leave out the fourth channel, if it is opacity, after laying transparent pixels on white: `tiles[..., :3]`."
+    if len(shape) == 3 or shape[3:] == (1,):
+        return " If they are grey, repeat them: `np.repeat(tiles.reshape(n, p, p, 1), 3, axis=3)`."
+    if len(shape) == 4 and shape[3] == 3:
+        return " Tiles are square: cut or pad the longer side."
+    return ""
+
+
+def stack_of_arrays(tiles: Sequence[Any]) -> NDArray[Any]:
+    """A list of tiles as one array; they must be of one shape."""
+    shapes: dict[tuple[int, ...], int] = {}
+    for one in tiles:
+        shapes[np.shape(one)] = shapes.get(np.shape(one), 0) + 1
+    if len(shapes) > 1:
+        found = "; ".join(
+            f"{n} of {' × '.join(map(str, shape))}"
+            for shape, n in sorted(shapes.items(), key=lambda x: -x[1])
+        )
+        raise ValueError(f"`tiles` must be of one size; got {found}. Cut or resize them to one `tile_px`.")
+    return np.stack([np.asarray(one) for one in tiles])
+
+
 class StoredTiles:
     """Tiles stored as JPEG in h5 files (``jpeg`` and ``obs_names``), joined to spots by name."""
 
     def __init__(self, paths: list[Path], obs_names: Any, *, tile_um: float | None) -> None:
         self._place: dict[str, tuple[Path, int]] = {}
+        self._said_px: dict[Path, float] = {}
         sizes = [self._read_index(path) for path in paths]
         missing = [name for name in obs_names if name not in self._place]
         if missing:
@@ -210,6 +282,7 @@ class StoredTiles:
             )
         self._names = [str(name) for name in obs_names]
         self.tile_px = self._side_of_first()
+        self._check_said_sides()
         self.tile_um = _agreed_size(sizes, tile_um, self.tile_px)
         self.outside = np.zeros(len(self._names), dtype=np.float32)
 
@@ -227,6 +300,8 @@ class StoredTiles:
                 )
             names = [name.decode() if isinstance(name, bytes) else str(name) for name in file["obs_names"][:]]
             um_per_px, side = file.attrs.get("mpp"), file.attrs.get("size_px")
+        if side is not None:
+            self._said_px[path] = float(side)
         for i, name in enumerate(names):
             if name in self._place:
                 raise ValueError(
@@ -237,8 +312,22 @@ class StoredTiles:
         return None if um_per_px is None or side is None else float(um_per_px) * float(side)
 
     def _side_of_first(self) -> int:
-        path, i = self._place[self._names[0]]
-        return int(self._decode(path, [i])[0].shape[0])
+        first = self._names[0]
+        height, width = self._decode([first])[0].shape[:2]
+        if height != width:
+            raise ValueError(
+                f"Stored tiles must be square; that of spot {first!r} is {width} × {height} pixels."
+            )
+        return int(height)
+
+    def _check_said_sides(self) -> None:
+        """A file whose `size_px` is not that of its tiles would give a wrong size in µm."""
+        for path, side in self._said_px.items():
+            if side != self.tile_px:
+                raise ValueError(
+                    f"{path.name!r} says that its tiles have {side:g} pixels a side (attribute `size_px`), but they have "
+                    f"{self.tile_px}. Correct the attribute, or the tiles."
+                )
 
     def __len__(self) -> int:
         return len(self._names)
@@ -248,22 +337,50 @@ class StoredTiles:
         by_file: dict[Path, list[int]] = {}
         for row, name in enumerate(self._names):
             by_file.setdefault(self._place[name][0], []).append(row)
-        for path, rows in by_file.items():
+        for rows in by_file.values():
             rows = sorted(rows, key=lambda row: self._place[self._names[row]][1])
             for start in range(0, len(rows), batch_size):
                 chosen = rows[start : start + batch_size]
                 yield (
                     np.array(chosen),
-                    np.stack(self._decode(path, [self._place[self._names[r]][1] for r in chosen])),
+                    self._of_one_size([self._names[row] for row in chosen]),
                 )
 
-    def _decode(self, path: Path, places: list[int]) -> list[NDArray[np.uint8]]:
-        import h5py
-        from PIL import Image
+    def _of_one_size(self, names: list[str]) -> NDArray[np.uint8]:
+        tiles = self._decode(names)
+        wrong = [
+            (name, tile.shape) for name, tile in zip(names, tiles) if tile.shape[:2] != (self.tile_px,) * 2
+        ]
+        if wrong:
+            name, shape = wrong[0]
+            raise ValueError(
+                f"Stored tiles must be of one size; that of spot {name!r} is {shape[1]} × {shape[0]} pixels, the first one "
+                f"is {self.tile_px} × {self.tile_px}. Store all tiles in one size."
+            )
+        return np.stack(tiles)
 
+    def _decode(self, names: list[str]) -> list[NDArray[np.uint8]]:
+        """Tiles of spots that are stored in one file, in increasing places."""
+        import h5py
+
+        path = self._place[names[0]][0]
         with h5py.File(path, "r") as file:
-            encoded = file["jpeg"][places]
-        return [np.asarray(Image.open(io.BytesIO(bytes(one))).convert("RGB")) for one in encoded]
+            encoded = file["jpeg"][[self._place[name][1] for name in names]]
+        return [_decoded(bytes(one), name, path) for one, name in zip(encoded, names)]
+
+
+def _decoded(encoded: bytes, spot: str, path: Path) -> NDArray[np.uint8]:
+    from PIL import Image, UnidentifiedImageError
+
+    name = f"tile of spot {spot!r} in {path.name!r}"
+    try:
+        image = Image.open(io.BytesIO(encoded))
+        check_readable(image, name)
+        return as_rgb(image)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(
+            f"The {name} cannot be decoded ({len(encoded)} bytes). Store tiles as JPEG or PNG."
+        ) from error
 
 
 def _agreed_size(sizes: list[float | None], given: float | None, tile_px: int) -> float:
