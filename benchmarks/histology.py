@@ -40,6 +40,8 @@ MODEL = "GenAR"
 NO_PLACE = "GenAR without place"
 LINEAR = "linear path alone"
 """GenAR's ridge from histology and place, read out as GenAR reads its own distribution; nothing is trained."""
+TRAINED = ("MLP", "count classifier", "contrastive retrieval")
+"""Baselines that a seed changes."""
 UNTRAINED = "GenAR before training"
 """All that GenAR finds before its decoder takes a step."""
 MAX_NUMBERS = 60_000_000
@@ -402,7 +404,7 @@ def run_baseline(
 
 def run_closed_form(fold: Fold) -> Iterator[Answer]:
     """Nulls, oracles, ridges and the linear path: no seed changes them."""
-    for kind in (type(one) for one in histology_baselines() if one.name not in ("MLP", "count classifier")):
+    for kind in (type(one) for one in histology_baselines() if one.name not in TRAINED):
         if kind is RidgeOnHistology:
             yield run_baseline(
                 fold,
@@ -419,7 +421,7 @@ def run_closed_form(fold: Fold) -> Iterator[Answer]:
 
 def run_trained(fold: Fold, seed: int) -> Iterator[Answer]:
     """Baselines that are trained."""
-    from stgen.baselines import CountClassifier, MLPOnHistology
+    from stgen.baselines import ContrastiveRetrieval, CountClassifier, MLPOnHistology
 
     yield run_baseline(fold, lambda scale: MLPOnHistology(scale=scale, random_state=seed))
     yield run_baseline(
@@ -430,6 +432,7 @@ def run_trained(fold: Fold, seed: int) -> Iterator[Answer]:
         waves=True,
     )
     yield run_baseline(fold, lambda _: CountClassifier(random_state=seed))
+    yield run_baseline(fold, lambda scale: ContrastiveRetrieval(scale=scale, random_state=seed))
 
 
 def run_genar(

@@ -7,6 +7,7 @@ from scipy.spatial.distance import cdist
 
 from stgen import metrics
 from stgen.baselines import (
+    ContrastiveRetrieval,
     CoordinateKNN,
     CountClassifier,
     DepthOracle,
@@ -127,7 +128,7 @@ def test_one_gene_and_sparse_counts_work(tissue):
 @pytest.mark.parametrize("baseline", histology_baselines(), ids=lambda b: b.name)
 def test_only_oracles_see_the_truth(tissue, baseline):
     t = tissue
-    if isinstance(baseline, MLPOnHistology | CountClassifier):
+    if isinstance(baseline, MLPOnHistology | CountClassifier | ContrastiveRetrieval):
         baseline.max_epochs = 3
     poisoned = t.counts.copy()
     poisoned[t.test] = np.random.default_rng(5).poisson(50, (30, 8))
@@ -143,6 +144,7 @@ def test_default_set_names_kinds_and_scales():
         ("ridge", "baseline", "raw"),
         ("MLP", "baseline", "raw"),
         ("count classifier", "baseline", "counts"),
+        ("contrastive retrieval", "baseline", "raw"),
         ("depth oracle", "oracle", "raw"),
         ("neighbours' truth", "oracle", "raw"),
     }

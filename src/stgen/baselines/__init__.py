@@ -27,10 +27,12 @@ from ._places import (
     place_baselines,
     unseen_squares,
 )
+from ._retrieval import ContrastiveRetrieval
 from ._sets import fit_predict, histology_baselines
 
 __all__ = [
     "CellTypeMean",
+    "ContrastiveRetrieval",
     "CoordinateKNN",
     "CoordinateMLP",
     "CosineKNN",

@@ -1,4 +1,4 @@
-"""Small networks of the baselines and how they are fitted. The only file of the baselines that needs torch.
+"""Small networks of the baselines and how they are fitted. Only this file and that of contrastive encoders need torch.
 
 The number of epochs is what early stopping on held-out training sections says (or on held-out spots, if there is one
 section); the network is then fitted again on all training rows for that many epochs. A network that kept a third
@@ -51,7 +51,7 @@ def fit_network(
         seed_global_generators(seed_from(random_state, "all rows"))
         rows = np.arange(len(section))
         network = build(rows)
-        for _ in _epochs(network, loss, rows, optimiser, n_epochs):
+        for _ in train_epochs(network, loss, rows, optimiser, n_epochs):
             pass
     return network.eval(), n_epochs
 
@@ -78,7 +78,7 @@ def _best_epoch(
     patience: int,
 ) -> int:
     lowest, best = np.inf, 1
-    for epoch in _epochs(network, loss, train, optimiser, max_epochs):
+    for epoch in train_epochs(network, loss, train, optimiser, max_epochs):
         with torch.no_grad():
             network.eval()
             parts = torch.from_numpy(held_out).split(1024)
@@ -90,15 +90,21 @@ def _best_epoch(
     return best
 
 
-def _epochs(
-    network: nn.Module, loss: LossOfRows, rows: Rows, optimiser: dict[str, Any], n_epochs: int
+def train_epochs(
+    network: nn.Module,
+    loss: LossOfRows,
+    rows: Rows,
+    optimiser: dict[str, Any],
+    n_epochs: int,
+    *,
+    batch_size: int = BATCH,
 ) -> Iterator[int]:
     """Train one epoch after another; yields after each."""
     adamw = torch.optim.AdamW(network.parameters(), **optimiser)
     index = torch.from_numpy(rows)
     for epoch in range(1, n_epochs + 1):
         network.train()
-        for batch in index[torch.randperm(len(index))].split(BATCH):
+        for batch in index[torch.randperm(len(index))].split(batch_size):
             adamw.zero_grad()
             loss(network, batch).backward()
             adamw.step()

@@ -12,6 +12,7 @@ from scipy import sparse
 from ._base import HistologyBaseline
 from ._histology import CoordinateKNN, DepthOracle, NeighbourTruth, RidgeOnHistology, SectionMean
 from ._mlp import CountClassifier, MLPOnHistology
+from ._retrieval import ContrastiveRetrieval
 
 DEFAULT: tuple[type[HistologyBaseline], ...] = (
     SectionMean,
@@ -19,6 +20,7 @@ DEFAULT: tuple[type[HistologyBaseline], ...] = (
     RidgeOnHistology,
     MLPOnHistology,
     CountClassifier,
+    ContrastiveRetrieval,
     DepthOracle,
     NeighbourTruth,
 )
