@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ._base import STModel
     from .causalged import CausalGeD, CausalGeDConfig
     from .genar import GenAR, GenARConfig
+    from .genst import GenST, GenSTConfig
     from .gest import GeST, GeSTConfig
 
 _WHERE = {
@@ -20,12 +21,24 @@ _WHERE = {
     "CausalGeDConfig": ".causalged",
     "GenAR": ".genar",
     "GenARConfig": ".genar",
+    "GenST": ".genst",
+    "GenSTConfig": ".genst",
     "GeST": ".gest",
     "GeSTConfig": ".gest",
     "STModel": "._base",
 }
 
-__all__ = ["CausalGeD", "CausalGeDConfig", "GenAR", "GenARConfig", "GeST", "GeSTConfig", "STModel"]
+__all__ = [
+    "CausalGeD",
+    "CausalGeDConfig",
+    "GenAR",
+    "GenARConfig",
+    "GenST",
+    "GenSTConfig",
+    "GeST",
+    "GeSTConfig",
+    "STModel",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -76,3 +76,9 @@ def normalized(counts: Tensor, target_total: Tensor) -> Tensor:
     """log1p(count / panel total × target): expression with depth taken out."""
     total = counts.sum(-1, keepdim=True).clamp(min=1.0)
     return torch.log1p(counts / total * target_total)
+
+
+def composition(expression: Tensor) -> Tensor:
+    """Log share of each gene in the panel (B, G) from expected log1p of depth-normalised counts."""
+    share = torch.expm1(expression.clamp(min=0.02, max=12.0))
+    return share.log() - share.sum(-1, keepdim=True).log()

@@ -6,6 +6,7 @@ B batch, n genes of a bucket (they share a vocabulary size), V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,19 @@ from ._counts import distribution_moments, distribution_quantile
 
 Buckets = list[tuple[list[int], Tensor]]
 """Genes (columns) that share a vocabulary size, and their probabilities (B, n, V)."""
+
+
+@dataclass
+class Prediction:
+    """Count distributions of one path's genes: one (B, n, V_b) a bucket of genes."""
+
+    probability: list[Tensor]
+    buckets: list[tuple[list[int], int]]
+    """Which genes (columns) a bucket holds, and its vocabulary size."""
+
+    def by_bucket(self) -> Buckets:
+        """Genes and probabilities of every bucket."""
+        return [(columns, p) for (columns, _), p in zip(self.buckets, self.probability, strict=True)]
 
 
 def chosen(buckets: Iterable[tuple[Sequence[int], Tensor]], place: Mapping[int, int]) -> Buckets:

@@ -32,10 +32,16 @@ class Experts(nn.Module):
     """(Y,): the perceptron's share in the answer for each target."""
 
     def __init__(
-        self, n_features: int, blocks: Sequence[int], *, use_place: bool = True, nonlinear: bool = True
+        self,
+        n_features: int,
+        blocks: Sequence[int],
+        *,
+        use_place: bool = True,
+        nonlinear: bool = True,
+        standardise: bool = True,
     ) -> None:
         super().__init__()
-        self.linear = LinearPath(n_features, blocks, use_place=use_place)
+        self.linear = LinearPath(n_features, blocks, use_place=use_place, standardise=standardise)
         n_targets = sum(blocks)
         self.perceptrons = Perceptrons(self.linear.n_inputs, n_targets, N_FOLDS) if nonlinear else None
         self.register_buffer("share", torch.zeros(n_targets))

@@ -31,7 +31,9 @@ ROUGHNESS = 1.5
 class LinearPath(nn.Module):
     """Targets of a spot, linear in histology and waves of place.
 
-    ``blocks`` are numbers of targets, in order; each block chooses a penalty of its own, the last one the place.
+    ``blocks`` are numbers of targets, in order; each block chooses a penalty of its own, the last one the place. The
+    ridge charges all features alike once they are standardised; with ``standardise=False`` features keep their spread,
+    which then says how far each is trusted.
     """
 
     mean: Tensor
@@ -42,9 +44,11 @@ class LinearPath(nn.Module):
     period: Tensor
     place_scale: Tensor
 
-    def __init__(self, n_features: int, blocks: Sequence[int], *, use_place: bool = True) -> None:
+    def __init__(
+        self, n_features: int, blocks: Sequence[int], *, use_place: bool = True, standardise: bool = True
+    ) -> None:
         super().__init__()
-        self.use_place = use_place
+        self.use_place, self.standardise = use_place, standardise
         self.blocks = [slice(sum(blocks[:i]), sum(blocks[: i + 1])) for i in range(len(blocks))]
         n_targets = sum(blocks)
         self.n_waves = 2 * N_PERIODS * N_DIRECTIONS if use_place else 0
@@ -58,8 +62,9 @@ class LinearPath(nn.Module):
         self.register_buffer("place_scale", torch.zeros(()))
 
     def standardised(self, histology: Tensor) -> Tensor:
-        """Histology (B, F) with the training spots' mean and spread taken out."""
-        return ((histology - self.mean) / self.sd).clamp(-10, 10)
+        """Histology (B, F) with the training spots' mean and, unless it is to stay, spread taken out."""
+        z = ((histology - self.mean) / self.sd).clamp(-10, 10)
+        return z if self.standardise else z * self.sd
 
     def waves(self, xy: Tensor) -> Tensor:
         """Plane waves (B, W) of a place."""

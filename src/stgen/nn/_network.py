@@ -53,6 +53,16 @@ class Network(nn.Module):
         """JSON-able facts found by :meth:`prepare` that the constructor needs to rebuild the network."""
         return {}
 
+    n_phases: int = 1
+    """Phases of training. The epoch to keep is chosen among those of the last one."""
+
+    def begin_epoch(self, epoch: int, n_epochs: int, batches: Iterable[Batch]) -> int:
+        """Told before each epoch of training; answers its phase, from 0.
+
+        ``batches`` are the training rows in order and can be iterated several times.
+        """
+        return 0
+
     @abstractmethod
     def loss(self, batch: Batch, *, generator: torch.Generator | None = None) -> Loss:
         """The loss of one batch. Randomness inside comes from ``generator``."""

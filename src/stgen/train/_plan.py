@@ -166,6 +166,12 @@ class TrainingPlan(lightning.LightningModule):
         seed = self._seed("noise", self.state.epoch)
         seed_global_generators(seed)  # dropout draws from the global generator
         self._generator.manual_seed(seed)
+        in_order = _OnDevice(self._batches(self._rows[0]), self.device)
+        self._phase = self.network.begin_epoch(self.state.epoch, self.n_epochs, in_order)
+
+    @property
+    def _in_last_phase(self) -> bool:
+        return self._phase == self.network.n_phases - 1
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate of this step."""
@@ -222,7 +228,11 @@ class TrainingPlan(lightning.LightningModule):
         """Keep the weights if they are the best so far."""
         self._validation_means = self._validation_loss.means()
         loss = self._validation_means["loss"]
-        if self.chooses_epoch and (self.state.best_loss is None or loss < self.state.best_loss):
+        if (
+            self.chooses_epoch
+            and self._in_last_phase
+            and (self.state.best_loss is None or loss < self.state.best_loss)
+        ):
             self.state.best_loss, self.state.best_epoch = loss, self.state.epoch
             self.state.best = {
                 name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()
@@ -232,6 +242,8 @@ class TrainingPlan(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         """Write the row of this epoch, and stop if validation has not improved for long."""
         row = {"lr": self._optimizer.param_groups[0]["lr"]}
+        if self.network.n_phases > 1:
+            row["phase"] = self._phase + 1
         row |= _named(self._train_loss.means(), "train") | _named(self._validation_means, "validation")
         self._validation_means = {}
         self._check_finite(row)
@@ -240,6 +252,7 @@ class TrainingPlan(lightning.LightningModule):
         self.state.epoch += 1
         if (
             self.chooses_epoch
+            and self._in_last_phase
             and self.state.epoch - 1 - (self.state.best_epoch or 0) >= self.options.patience
         ):
             self.trainer.should_stop = True
@@ -273,6 +286,17 @@ def _copy_parameters(network: Network, values: dict[str, Tensor]) -> None:
     parameters = dict(network.named_parameters())
     for name, value in values.items():
         parameters[name].copy_(value)
+
+
+class _OnDevice:
+    """Batches moved to a device, iterable again and again."""
+
+    def __init__(self, batches: Batches, device: torch.device) -> None:
+        self.batches, self.device = batches, device
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 
 def _named(means: dict[str, float], phase: str) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from ...nn._counts import normalized
+from ...nn._counts import composition, normalized
 from ...nn._experts import Experts
 from ...nn._network import Batch
 
@@ -54,9 +54,3 @@ class _WithTargets:
             depth = batch["counts"].sum(-1, keepdim=True).clamp(min=1.0).log()
             expression = normalized(batch["counts"], self.target_total)
             yield {**batch, "targets": torch.cat([depth, expression], dim=-1)}
-
-
-def composition(expression: Tensor) -> Tensor:
-    """Log share of each gene in the panel (B, G) from expected log1p of depth-normalised counts."""
-    share = torch.expm1(expression.clamp(min=0.02, max=12.0))
-    return share.log() - share.sum(-1, keepdim=True).log()

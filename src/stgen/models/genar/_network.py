@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from ...nn._counts import (
     normalized,
     two_hot,
 )
-from ...nn._distribution import Buckets
+from ...nn._distribution import Prediction
 from ...nn._grouped import Cache, GroupedDecoder
 from ...nn._linear import N_FOLDS
 from ...nn._network import Batch, Loss, Network
@@ -149,6 +148,11 @@ class GenARNetwork(Network):
                     for v in rounded.unique()
                 ]
             )
+
+    @property
+    def gene_vocabulary(self) -> list[int]:
+        """Counts that every gene can take: 0 up to one less."""
+        return self.vocabulary[self.starts[-2] :]
 
     def sizes(self) -> dict[str, Any]:
         """Gene groups and vocabulary, which fix the shapes of what is saved."""
@@ -437,16 +441,3 @@ def _spread_levels(key: Tensor, n_tokens: int, n_paths: int, seed: int) -> Tenso
     """
     noise = keyed_uniform(key, 2 * n_tokens * n_paths, seed=seed).view(len(key), 2, n_tokens, n_paths)
     return (noise[:, 0].argsort(-1) + noise[:, 1]) / n_paths
-
-
-@dataclass
-class Prediction:
-    """Count distributions of one path's genes: one (B, n, V_b) a bucket of genes."""
-
-    probability: list[Tensor]
-    buckets: list[tuple[list[int], int]]
-    """Which genes (columns) a bucket holds, and its vocabulary size."""
-
-    def by_bucket(self) -> Buckets:
-        """Genes and probabilities of every bucket."""
-        return [(columns, p) for (columns, _), p in zip(self.buckets, self.probability, strict=True)]

@@ -1,0 +1,271 @@
+"""GenST on AnnData: registration, prediction, latents and codes of both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, final
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from stgen import _keys
+from stgen.data._fields import SplitField
+from stgen.data._loaders import Batches, Table
+from stgen.models._base import Example
+from stgen.models._count_model import CountModel
+from stgen.train._options import TrainingOptions
+
+from ._config import GenSTConfig
+from ._network import GenSTNetwork, Translated
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+DECODED = ("soft", "code")
+MODALITIES = ("histology", "expression")
+
+
+@final
+class GenST(CountModel):
+    """H&E → expression through two VQ-VAEs whose latent spaces are aligned, and which genes morphology can show.
+
+    Registered fields: histology embedding and coordinates (inputs), counts (target). One VQ-VAE turns histology into
+    codes, one turns depth-normalised log expression into codes; a translator says how probable every expression code
+    is, given the image. A fitted model predicts an AnnData that has no genes at all. See :cite:p:`genst`, of which
+    only the abstract is public, and the model's page for what is our own design.
+
+    Parameters
+    ----------
+    adata
+        AnnData after :meth:`setup_anndata`.
+    config
+        Architecture; see :class:`GenSTConfig`.
+    random_state
+        Seed of the initial weights.
+    **changes
+        Fields of the config to change, such as ``n_codes=64``.
+
+    Examples
+    --------
+    >>> import stgen as stg
+    >>> adata = stg.datasets.toy_tissue()
+    >>> stg.pp.split(adata, by="section", test=1, library_key="section")
+    >>> stg.models.GenST.setup_anndata(adata, library_key="section", split_key="split")
+    >>> model = stg.models.GenST(adata)
+    >>> model.train(max_epochs=4)
+    >>> model.predict().shape
+    (1600, 100)
+    """
+
+    module: GenSTNetwork
+    _network_class = GenSTNetwork
+    _config_class = GenSTConfig
+    _training: ClassVar[TrainingOptions] = TrainingOptions(
+        n_steps=600, min_epochs=20, batch_size=64, weight_decay=0.01, patience=10
+    )
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        statistic: str = "normalized",
+        decode: str = "soft",
+        quantiles: Sequence[float] | None = None,
+        n_samples: int | None = None,
+        n_paths: int | None = None,
+        genes: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        random_state: int | None = None,
+        out: Any = None,
+    ) -> Any:
+        """Expression of spots from their histology and place; whatever counts ``adata`` holds are not read.
+
+        Parameters
+        ----------
+        adata
+            Spots to predict. ``None`` takes the model's data. It needs no genes.
+        statistic
+            ``"normalized"`` (expected log1p of the count divided by the panel's total, times the training spots' median
+            total: what to compare with log-normalised expression), ``"mean"`` (expected counts), ``"median"``,
+            ``"mode"`` or ``"sd"`` (standard deviation, counts).
+        decode
+            For ``"normalized"``: decode the expected code (``"soft"``) or the most probable one (``"code"``).
+        quantiles
+            Levels between 0 and 1, of counts; the answer is then one array a level.
+        n_samples
+            Number of joint samples of counts: codes and depth are drawn, then counts; the answer is then one array a
+            sample.
+        n_paths
+            Draws of codes that a distribution mixes. By default 1 for the mean, which decodes the expected code, and 8
+            for everything that is about spread.
+        genes
+            Genes to predict. ``None`` means all of the model's.
+        batch_size
+            Spots at once; memory beyond input and output grows with it alone.
+        random_state
+            Seed of draws. A spot's noise follows its name, so neither order nor batch matters.
+        out
+            Array-like (NumPy, memory map, zarr) of the answer's shape to write into, for results larger than memory.
+
+        Returns
+        -------
+        Table, spots × genes; with ``quantiles`` or ``n_samples`` an array, levels (samples) × spots × genes. With
+        ``out``, that.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not fitted.
+        ValueError
+            If an option is not known, or the inputs are not like those the model was fitted on.
+        """
+        _among("decode", decode, DECODED)
+        if decode == "code" and (statistic != "normalized" or quantiles is not None or n_samples is not None):
+            raise ValueError(
+                'decode="code" is about statistic="normalized"; counts are expected or drawn around codes. Leave '
+                "`decode` out."
+            )
+        return self._predict(
+            adata,
+            statistic=statistic,
+            quantiles=quantiles,
+            n_samples=n_samples,
+            n_paths=n_paths,
+            genes=genes,
+            batch_size=batch_size,
+            random_state=random_state,
+            out=out,
+            normalized=partial(
+                self._normalized, self.module.expected_code if decode == "soft" else self.module.nearest_code
+            ),
+        )
+
+    @torch.no_grad()
+    def _normalized(
+        self,
+        read: Callable[[Translated], Tensor],
+        adata: AnnData,
+        columns: np.ndarray,
+        n_paths: int | None,
+        batch_size: int | None,
+        seed: int,
+    ) -> Iterator[Tensor]:
+        for batch in self._batches(adata, batch_size=batch_size):
+            yield self.module.decode(read(self.module.translate(batch)))[:, columns]
+
+    @torch.no_grad()
+    def embed(
+        self,
+        adata: AnnData | None = None,
+        *,
+        modality: str = "histology",
+        batch_size: int | None = None,
+    ) -> np.ndarray:
+        """Where spots lie in the space that both sides share: that of expression tokens.
+
+        Parameters
+        ----------
+        adata
+            Spots. ``None`` takes the model's data.
+        modality
+            ``"histology"`` (tokens translated from the image; no genes needed) or ``"expression"`` (tokens of the
+            measured counts).
+        batch_size
+            Spots at once.
+
+        Returns
+        -------
+        Array, spots × (tokens · width), float32.
+        """
+        _among("modality", modality, MODALITIES)
+        self._check_fitted("embed")
+        answer = []
+        for batch in self._batches(adata, targets=modality == "expression", batch_size=batch_size):
+            z = (
+                self.module.translate(batch).z
+                if modality == "histology"
+                else self.module.expression.encode(self.module._expression(batch))
+            )
+            answer.append(z.flatten(1).cpu().numpy())
+        return np.concatenate(answer)
+
+    @torch.no_grad()
+    def codes(
+        self,
+        adata: AnnData | None = None,
+        *,
+        modality: str = "expression",
+        batch_size: int | None = None,
+    ) -> pd.DataFrame:
+        """Number of the code that each token of a spot becomes.
+
+        Parameters
+        ----------
+        adata
+            Spots. ``None`` takes the model's data.
+        modality
+            ``"expression"`` (codes of the measured counts), ``"translated"`` (the most probable expression codes, from
+            the image alone) or ``"histology"`` (codes of the image's own VQ-VAE).
+        batch_size
+            Spots at once.
+
+        Returns
+        -------
+        Table, spots × tokens, of code numbers from 0.
+        """
+        _among("modality", modality, ("expression", "translated", "histology"))
+        self._check_fitted("tell codes")
+        adata, answer = self._data(adata), []
+        for batch in self._batches(adata, targets=modality == "expression", batch_size=batch_size):
+            if modality == "expression":
+                books = self.module.expression
+                index = books.books.nearest(books.encode(self.module._expression(batch)))
+            elif modality == "histology":
+                books = self.module.image
+                index = books.books.nearest(books.encode(self.module._features(batch)))
+            else:
+                index = self.module.translate(batch).log_probability.argmax(-1)
+            answer.append(index.cpu().numpy())
+        found = np.concatenate(answer)
+        return pd.DataFrame(
+            found, index=adata.obs_names, columns=[f"token_{m + 1}" for m in range(found.shape[1])]
+        )
+
+    @classmethod
+    def example(cls) -> Example:
+        """A small case for :func:`stgen.testing.check_model`."""
+        from stgen.datasets import toy_tissue
+
+        adata = toy_tissue(n_sections=3, n_patients=3, spots_per_section=49, n_genes=12, random_state=0)
+        roles = dict(
+            zip(adata.obs[_keys.LIBRARY].unique(), (_keys.TRAIN, _keys.VALIDATION, _keys.TEST), strict=True)
+        )
+        adata.obs[_keys.SPLIT] = adata.obs[_keys.LIBRARY].astype(str).map(roles)
+        return Example(
+            adata=adata,
+            setup={"library_key": _keys.LIBRARY, "split_key": _keys.SPLIT},
+            config={"n_tokens": 3, "token_width": 2, "n_codes": 6, "n_image_codes": 6, "hidden": 16},
+            train={"max_epochs": 3, "batch_size": 16},
+        )
+
+    # -- around training -----------------------------------------------------------------------------------------
+
+    def _finish(self, table: Table) -> None:
+        """Bias and dispersion of counts, from training rows only."""
+        rows = self._field(SplitField).rows(self._data(None))[0]
+        device = self.device
+
+        class OnDevice:
+            def __iter__(self) -> Iterator[Any]:
+                for batch in Batches(table, rows, 256):
+                    yield {name: tensor.to(device) for name, tensor in batch.items()}
+
+        self.module.calibrate(OnDevice())
+
+
+def _among(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, known))}; got {value!r}.")

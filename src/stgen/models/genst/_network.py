@@ -1,0 +1,294 @@
+"""GenST network: two VQ-VAEs, one on histology and one on expression, and a translator between their tokens.
+
+*GenST: A Generative Cross-Modal Model for Predicting Spatial Transcriptomics from Histology Images* (2026). Only the
+abstract is known to us; what is here beyond "two VQ-VAEs whose latent spaces are aligned" is our design.
+
+    histology → image tokens z_i → image codes → histology          (image autoencoder)
+    expression → tokens z_e → codes → expression                    (expression autoencoder)
+    image tokens → ẑ → probabilities of the expression codes        (translator)
+
+Training has two phases: the autoencoders alone, then all together. Between them the translator is started in closed
+form: ridge and perceptrons from image tokens (and place) to expression tokens, cross-fitted over sections or patients
+(:mod:`stgen.nn._experts`), so that it trains on the errors that a new section will bring. A prediction is the decoded
+expected code, the decoded nearest code, or decoded draws of codes.
+
+B batch, F histology features, G genes, M tokens, d width, K codes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...nn._counts import composition, negative_binomial_slope, negative_binomial_table, normalized
+from ...nn._distribution import Prediction
+from ...nn._experts import Experts
+from ...nn._linear import N_FOLDS
+from ...nn._network import Batch, Loss, Network
+from ...nn._noise import keyed_uniform
+from ._config import GenSTConfig
+from ._parts import CodeProbabilities, TokenAutoencoder, contrast, perceptron
+
+MAX_COUNT = 2001
+"""Counts from here on share the last entry of a distribution."""
+PATHS = 8
+"""Draws of codes from which bias and dispersion are found."""
+
+
+class Translated(NamedTuple):
+    """What the image says about expression."""
+
+    log_depth: Tensor
+    """(B,), natural log of the panel total."""
+    z: Tensor
+    """(B, M, d), where the expression tokens are expected."""
+    log_probability: Tensor
+    """(B, M, K) of every code."""
+
+
+class GenSTNetwork(Network):
+    """Image autoencoder, expression autoencoder, translator."""
+
+    n_phases = 2
+    target_total: Tensor
+    """Median panel total of training spots, to which expression is normalised."""
+    depth_variance: Tensor
+    """Of the log panel total around what is expected of a new section."""
+    log_bias: Tensor
+    """(2, G): what brings mean counts of training spots right, for the expected code and for drawn codes."""
+    log_dispersion: Tensor
+    """(G,): log θ of the gamma-Poisson counts around drawn codes."""
+    largest: Tensor
+    """(G,): largest training count."""
+
+    def __init__(self, config: GenSTConfig, *, n_features: int, n_genes: int) -> None:
+        super().__init__()
+        self.config, self.n_features, self.n_genes = config, n_features, n_genes
+        n_inputs = n_features * (2 if config.n_neighbors else 1)
+        # more axes than inputs have would carry nothing
+        image_width = min(config.image_token_width, -(-n_inputs // config.n_image_tokens))
+        M, d, K = config.n_tokens, config.token_width, config.n_codes
+        self.image = TokenAutoencoder(
+            n_inputs, config.n_image_tokens, image_width, config.n_image_codes, config
+        )
+        self.expression = TokenAutoencoder(n_genes, M, d, K, config)
+        n_image = config.n_image_tokens * image_width
+        self.experts = Experts(
+            n_image, (1, M * d), use_place=config.use_place, nonlinear=config.nonlinear, standardise=False
+        )
+        self.probabilities = CodeProbabilities(M, K, d)
+        self.learned = perceptron(n_image + M * d, M * d, config) if config.translator else None
+        self.log_temperature = nn.Parameter(torch.tensor(0.1).log())
+        self.register_buffer("target_total", torch.ones(()))
+        self.register_buffer("depth_variance", torch.zeros(()))
+        self.register_buffer("log_bias", torch.zeros(2, n_genes))
+        self.register_buffer("log_dispersion", torch.full((n_genes,), math.log(10.0)))
+        self.register_buffer("largest", torch.full((n_genes,), 100.0))
+        self.aligning = True
+
+    # -- what is found before gradients -------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def prepare(self, batches: Iterable[Batch]) -> None:
+        """Scales, principal components and first codes of both autoencoders, from training rows only."""
+        generator = torch.Generator().manual_seed(int(torch.randint(2**31, (1,))))
+        total = torch.cat([batch["counts"].sum(-1) for batch in batches])
+        self.target_total.copy_(total.median().clamp(min=1.0))
+        was_training = self.training
+        self.eval()
+        self.image.start(_Each(self._features, batches), generator)
+        self.expression.start(_Each(self._expression, batches), generator)
+        self._start_translator(batches)
+        self.train(was_training)
+
+    def begin_epoch(self, epoch: int, n_epochs: int, batches: Iterable[Batch]) -> int:
+        """Phase 0: autoencoders alone; phase 1: aligned. The translator starts anew from tokens as they are by then."""
+        first = round(self.config.alone * n_epochs)
+        self.aligning = epoch >= first
+        if epoch == first and epoch:
+            self.eval()
+            self._start_translator(batches)
+            self.train()
+        return int(self.aligning)
+
+    @torch.no_grad()
+    def _start_translator(self, batches: Iterable[Batch]) -> None:
+        """Ridge, perceptrons, and how far off they are on sections they have not seen."""
+        self.experts.fit(_Each(self._case, batches))
+        error, depth = [], []
+        for batch in batches:
+            answer = self._experts(self._image_tokens(batch), batch, held_out=True)
+            truth = self._case(batch)["targets"]
+            depth.append(truth[:, 0] - answer[:, 0])
+            error.append((truth - answer)[:, 1:].unflatten(-1, self.expression.shape))
+        self.probabilities.start(torch.cat(error), self.expression.books.share)
+        self.depth_variance.copy_(torch.cat(depth).square().mean())
+
+    def _case(self, batch: Batch) -> Batch:
+        """From image tokens and place to log panel total and expression tokens."""
+        depth = batch["counts"].sum(-1, keepdim=True).clamp(min=1.0).log()
+        z = self.expression.encode(self._expression(batch))
+        return {
+            "features": self._image_tokens(batch),
+            "xy": batch["xy"],
+            "targets": torch.cat([depth, z.flatten(1)], dim=-1),
+            "fold": batch["unit"] % N_FOLDS,
+        }
+
+    # -- inputs ----------------------------------------------------------------------------------------------------
+
+    def _features(self, batch: Batch) -> Tensor:
+        if not self.config.n_neighbors:
+            return batch["histology"]
+        return torch.cat([batch["histology"], batch["neighbours"].mean(1)], dim=-1)
+
+    def _expression(self, batch: Batch) -> Tensor:
+        return normalized(batch["counts"], self.target_total)
+
+    def _image_tokens(self, batch: Batch) -> Tensor:
+        return self.image.encode(self._features(batch)).flatten(1)
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def loss(self, batch: Batch, *, generator: torch.Generator | None = None) -> Loss:
+        """Both autoencoders, and once they were alone long enough the alignment of their tokens."""
+        seen, image_error, image_commitment = self.image(self._features(batch), generator)
+        coded, error, commitment = self.expression(self._expression(batch), generator)
+        beta = self.config.commitment
+        parts = {"image": image_error.mean(), "expression": error.mean()}
+        total = parts["image"] + parts["expression"] + beta * (image_commitment + commitment).mean()
+        if self.aligning or not self.training:
+            # the image tokens are asked about expression, not bent towards that of training spots
+            answer = self._translate(seen.z.flatten(1).detach(), batch, held_out=self.training)
+            z, spread = coded.z.detach(), coded.z.detach().square().mean()
+            parts["tokens"] = (answer.z - z).square().mean() / spread.clamp(min=1e-6)
+            parts["codes"] = F.nll_loss(answer.log_probability.flatten(0, 1), coded.code.flatten())
+            parts["spots"] = contrast(answer.z.flatten(1), z.flatten(1), self.log_temperature)
+            total = (
+                total
+                + self.config.align_tokens * parts["tokens"]
+                + self.config.align_codes * parts["codes"]
+                + self.config.align_spots * parts["spots"]
+            )
+        return Loss(total, parts)
+
+    def _experts(self, tokens: Tensor, batch: Batch, *, held_out: bool) -> Tensor:
+        fold = batch["unit"] % N_FOLDS if held_out else None
+        return self.experts.answers(tokens, batch["xy"], fold)
+
+    def _translate(self, tokens: Tensor, batch: Batch, *, held_out: bool = False) -> Translated:
+        expected = self._experts(tokens, batch, held_out=held_out)
+        z = expected[:, 1:]
+        if self.learned is not None:
+            z = z + self.learned(torch.cat([tokens, z], dim=-1))
+        z = z.unflatten(-1, self.expression.shape)
+        return Translated(expected[:, 0], z, self.probabilities(z, self.expression.books.codes))
+
+    # -- prediction ------------------------------------------------------------------------------------------------
+
+    def translate(self, batch: Batch) -> Translated:
+        """What the image says; counts are not read."""
+        return self._translate(self._image_tokens(batch), batch)
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Depth-normalised log expression (B, G) of tokens or codes (B, M, d)."""
+        return self.expression.decode(tokens) * self.expression.sd + self.expression.mean
+
+    def expected_code(self, said: Translated) -> Tensor:
+        """(B, M, d): the mean of the codes, weighted by how probable they are."""
+        return torch.einsum("bmk,mkd->bmd", said.log_probability.exp(), self.expression.books.codes)
+
+    def nearest_code(self, said: Translated) -> Tensor:
+        """(B, M, d): the most probable codes."""
+        return self.expression.books.look_up(said.log_probability.argmax(-1))
+
+    def drawn_code(self, said: Translated, level: Tensor) -> Tensor:
+        """(B, M, d): codes drawn by uniform numbers ``level`` (B, M)."""
+        index = (said.log_probability.exp().cumsum(-1) < level[..., None]).sum(-1)
+        return self.expression.books.look_up(index.clamp(max=self.expression.books.n_codes - 1))
+
+    # -- counts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def gene_vocabulary(self) -> list[int]:
+        """Counts that every gene can take: 0 up to one less."""
+        return (2 * self.largest + 16).clamp(max=MAX_COUNT).long().tolist()
+
+    def _log_means(self, said: Translated, key: Tensor, n_paths: int, seed: int) -> Iterator[Tensor]:
+        """Log mean count (B, G) of each path: the expected code where there is one path, else drawn codes and depths."""
+        if n_paths == 1:
+            yield (
+                said.log_depth[:, None]
+                + composition(self.decode(self.expected_code(said)))
+                + self.log_bias[0]
+            )
+            return
+        spread = self.depth_variance.sqrt()
+        for path in range(n_paths):
+            level = keyed_uniform(key, self.config.n_tokens + 1, seed=seed + 104_729 * path)
+            depth = said.log_depth + spread * math.sqrt(2) * torch.erfinv(2 * level[:, 0] - 1)
+            yield (
+                depth[:, None]
+                + composition(self.decode(self.drawn_code(said, level[:, 1:])))
+                + self.log_bias[1]
+            )
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, *, n_paths: int = 1, seed: int = 0) -> Iterator[Prediction]:
+        """Count distributions: around the expected code, or one for each of several draws of codes and depth."""
+        said, size = self.translate(batch), torch.tensor(self.gene_vocabulary)
+        rounded = 2 ** torch.ceil(torch.log2(size.float())).long()
+        buckets = [
+            (torch.nonzero(rounded == v).flatten().tolist(), int(size[rounded == v].max()))
+            for v in rounded.unique()
+        ]
+        for log_mean in self._log_means(said, batch["key"], n_paths, seed):
+            probability = []
+            for columns, n_counts in buckets:
+                dispersion = self.log_dispersion[columns]
+                slope = negative_binomial_slope(log_mean[:, columns], dispersion)
+                count = torch.arange(n_counts, device=slope.device, dtype=slope.dtype)
+                table = negative_binomial_table(dispersion, n_counts)
+                probability.append((table + slope[..., None] * count).softmax(-1))
+            yield Prediction(probability, buckets)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Bias and dispersion of counts, from training spots and what is expected of them as if they were new."""
+        zero = torch.zeros(self.n_genes, device=self.log_bias.device)
+        counted, expected, drawn, largest = zero, zero, zero, zero
+        self.log_bias.zero_()
+        for batch in batches:
+            said = self._translate(self._image_tokens(batch), batch, held_out=True)
+            counted = counted + batch["counts"].sum(0)
+            largest = torch.maximum(largest, batch["counts"].amax(0))
+            (one,) = self._log_means(said, batch["key"], 1, 0)
+            expected = expected + one.exp().sum(0)
+            drawn = drawn + torch.stack(
+                [m.exp() for m in self._log_means(said, batch["key"], PATHS, 0)]
+            ).mean(0).sum(0)
+        self.largest.copy_(largest)
+        self.log_bias.copy_(((counted + 1) / (torch.stack([expected, drawn]) + 1)).log().clamp(-2, 2))
+        square, excess = zero, zero
+        for batch in batches:
+            said = self._translate(self._image_tokens(batch), batch, held_out=True)
+            means = torch.stack([m.exp() for m in self._log_means(said, batch["key"], PATHS, 0)])
+            mean, spread = means.mean(0), means.var(0)
+            square = square + means.square().mean(0).sum(0)
+            excess = excess + ((batch["counts"] - mean).square() - mean - spread).sum(0)
+        self.log_dispersion.copy_((square / excess.clamp(min=1e-6)).clamp(0.3, 300.0).log())
+
+
+class _Each:
+    """Something made of every batch, iterable again and again."""
+
+    def __init__(self, make: Callable[[Batch], object], batches: Iterable[Batch]) -> None:
+        self.make, self.batches = make, batches
+
+    def __iter__(self) -> Iterator:
+        return map(self.make, self.batches)
