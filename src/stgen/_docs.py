@@ -32,6 +32,23 @@ SHARED = {
     "cells are for training.",
     "gest_model_kwargs": "For training: ``preset`` and fields of :class:`stgen.models.GeSTConfig`.",
     "gest_train_kwargs": "For training: keywords of :meth:`stgen.models.GeST.train`.",
+    "he_train_on": "Instead of a model: sections with counts, as one AnnData, a list of them, or a mapping from name to "
+    "section. Several are put together by the genes that all have. They may include ``adata``: only rows of "
+    '``split_key`` that are called ``"train"`` (and ``"validation"``, for when to stop) are used.',
+    "he_save": "Folder in which the model that was trained here is kept. Without it the model is forgotten.",
+    "he_genes": "Genes to predict; when training, the panel. By default all genes of the model; when training, "
+    '``var["gene_panel"]``, else a panel chosen from training rows by the rule of :func:`stgen.pp.gene_panel`.',
+    "he_n_genes": "Size of a panel that is chosen here; sections with fewer genes keep all of them.",
+    "he_layer": "Layer of ``train_on`` that holds the counts. ``None`` means ``X``.",
+    "he_histology_key": "Key in ``obsm`` of the histology embedding. ``None`` means what the model was fitted with, else "
+    '``"X_histology"``.',
+    "he_spatial_key": "Key in ``obsm`` of the coordinates in µm. ``None`` means what the model was fitted with, else "
+    '``"spatial"``.',
+    "he_library_key": "Column of ``obs`` that tells sections apart. ``None`` means what the model was fitted with, else "
+    '``"section"`` if that exists. An ``adata`` without the column is one section.',
+    "he_patient_key": 'Column of ``obs`` with the patient; ``"patient"`` if that exists.',
+    "he_split_key": 'Column of ``obs`` written by :func:`stgen.pp.split`; ``"split"`` if that exists. Without it all '
+    "rows of ``train_on`` are for training.",
     "copy": "Return a changed copy instead of changing ``adata``.",
 }
 

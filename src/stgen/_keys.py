@@ -59,6 +59,7 @@ SETUP_MARKS = ("_scvi_uuid", "_scvi_manager_uuid")
 
 # written by tl
 GENAR = "genar"
+GENST = "genst"
 X_GEST = "X_gest"
 """``obsm``: niche embedding, cells × D; ``uns``: how it was made, and the meta cells of the model."""
 GEST = "gest"
@@ -92,6 +93,11 @@ def interval_key(key: str, end: str) -> str:
 def normalized_key(key: str) -> str:
     """Where the expected depth-normalised log-expression that belongs to the prediction ``key`` lies."""
     return f"{key}_normalized"
+
+
+def counts_key(key: str) -> str:
+    """Where the expected counts that belong to the normalised prediction ``key`` lie."""
+    return f"{key}_counts"
 
 
 def meta_cell_key(key: str) -> str:

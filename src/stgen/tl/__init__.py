@@ -6,6 +6,7 @@ Functions run models from :mod:`stgen.models` or score what they wrote; paramete
 from ._causalged import causalged_impute
 from ._evaluate import evaluate
 from ._genar import genar_predict
+from ._genst import genst_predict
 from ._gest import gest_generate, gest_niche_embed
 from ._gest_annotate import gest_annotate
 from ._gest_perturb import gest_perturb
@@ -14,6 +15,7 @@ __all__ = [
     "causalged_impute",
     "evaluate",
     "genar_predict",
+    "genst_predict",
     "gest_annotate",
     "gest_generate",
     "gest_niche_embed",

@@ -253,6 +253,20 @@ class GenST(CountModel):
 
     # -- around training -----------------------------------------------------------------------------------------
 
+    def _preparation_table(self, adata: AnnData, train_rows: np.ndarray) -> None:
+        """Preparation reads the table that trains; rows too few for codes are refused before that is read."""
+        self._check_enough_spots(len(train_rows))
+
+    def _check_enough_spots(self, n_spots: int) -> None:
+        """Codes start from k-means of training spots."""
+        for name in ("n_codes", "n_image_codes"):
+            n_codes = getattr(self.config, name)
+            if n_codes > n_spots:
+                raise ValueError(
+                    f"{name}={n_codes} needs at least as many training spots, since codes start from them; found "
+                    f"{n_spots}. Train on more spots, or lower `{name}`."
+                )
+
     def _finish(self, table: Table) -> None:
         """Bias and dispersion of counts, from training rows only."""
         rows = self._field(SplitField).rows(self._data(None))[0]
