@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stgen import _keys
+from stgen._settings import settings
 from stgen.data._fields import SplitField
 from stgen.data._loaders import Batches, Table
 from stgen.models._base import Example
 from stgen.models._count_model import CountModel
+from stgen.nn._network import Batch
 from stgen.train._options import TrainingOptions
 
 from ._config import GenSTConfig
 from ._network import GenSTNetwork, Translated
+from ._report import Report, report_of, rows_to_report, warn_of_collapse, warn_of_learned
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -234,6 +238,87 @@ class GenST(CountModel):
             found, index=adata.obs_names, columns=[f"token_{m + 1}" for m in range(found.shape[1])]
         )
 
+    def report(
+        self,
+        adata: AnnData | None = None,
+        *,
+        indices: Sequence[int] | np.ndarray | None = None,
+        n_boot: int = 1000,
+        n_halvings: int = 5,
+        n_permutations: int = 20,
+        n_markers: int = 10,
+        batch_size: int | None = None,
+        random_state: int | None = None,
+    ) -> Report:
+        """How much of each gene the image shows, what each code stands for, and what both sides' codes have in common.
+
+        All correlations are per section, on the normalised scale, then averaged over sections.
+
+        Parameters
+        ----------
+        adata
+            Spots with histology and counts. ``None`` takes the model's data.
+        indices
+            Rows to report on. By default the test rows of the split, else its validation rows, else all.
+        n_boot
+            Draws of the intervals: over sections, or over spatial blocks where there is one section only. Intervals
+            over a handful of sections are too narrow.
+        n_halvings
+            Times that counts are divided into two halves by coin tosses, for the reliability.
+        n_permutations
+            Shuffles of spots within sections, for how much two codes seem to say about each other by chance.
+        n_markers
+            Marker genes of each code.
+        batch_size
+            Spots at once.
+        random_state
+            Seed of halvings, draws and shuffles.
+
+        Returns
+        -------
+        A named tuple of tables.
+
+        ``genes``: ``captured`` (share of the gene's reproducible variance that the image shows: ``r_cross``² divided
+        by ``reliability``; 0 where ``r_cross`` < 0, NaN where ``reliability`` < 0.1; chance can bring it above 1),
+        ``captured_low`` and ``captured_high`` (95 %), ``r_cross`` (measured with predicted from the image),
+        ``ceiling`` (measured with made again from its own codes), ``reliability`` (share of measured
+        variance that a second measurement would show again, from halves of the counts) and ``n_spots``.
+
+        ``codes``: spots, usage and usage among codes translated from the image. ``markers``: genes that are highest
+        in a code's spots, by the mean difference of standardised expression (codes of at least 5 spots). ``tokens``:
+        codes that are used and their perplexity, on each side. ``information``: bits that an image code and an
+        expression code tell about each other, and what is left without those by chance and between sections.
+
+        Tokens are numbered from 1, codes from 0.
+
+        Raises
+        ------
+        RuntimeError
+            If the model is not fitted.
+        ValueError
+            If no section has 10 spots.
+
+        Warns
+        -----
+        UserWarning
+            If the model was trained on these spots, sections or patients, or codebooks have collapsed.
+        """
+        self._check_fitted("report")
+        adata = self._data(adata)
+        rows = rows_to_report(adata, self._field(SplitField).key, indices)
+        warn_of_learned(self, adata, rows)
+        return report_of(
+            self,
+            adata,
+            rows,
+            n_boot=n_boot,
+            n_halvings=n_halvings,
+            n_permutations=n_permutations,
+            n_markers=n_markers,
+            batch_size=batch_size,
+            random_state=settings.random_state if random_state is None else random_state,
+        )
+
     @classmethod
     def example(cls) -> Example:
         """A small case for :func:`stgen.testing.check_model`."""
@@ -278,6 +363,20 @@ class GenST(CountModel):
                     yield {name: tensor.to(device) for name, tensor in batch.items()}
 
         self.module.calibrate(OnDevice())
+        self._warn_of_collapse(OnDevice())
+
+    @torch.no_grad()
+    def _warn_of_collapse(self, batches: Iterable[Batch]) -> None:
+        """Codes that training spots use. The running shares do not tell: a revived code looks alive."""
+        network, used = self.module, {"expression": np.zeros(1), "histology": np.zeros(1)}
+        for batch in batches:
+            inputs = {"expression": network._expression(batch), "histology": network._features(batch)}
+            for side, values in inputs.items():
+                autoencoder = network.expression if side == "expression" else network.image
+                index = autoencoder.books.nearest(autoencoder.encode(values))
+                used[side] = used[side] + F.one_hot(index, autoencoder.books.n_codes).sum(0).cpu().numpy()
+        for side, n in used.items():
+            warn_of_collapse(side, n, "the training spots")
 
 
 def _among(name: str, value: str, known: Sequence[str]) -> None:
