@@ -71,7 +71,9 @@ def test_standardising_charges_features_alike_and_keeping_spread_does_not(monkey
     def explained(standardise):
         path = LinearPath(F, (Y,), use_place=False, standardise=standardise)
         path.fit(batches())
-        raw = path.weight[-1] / (path.sd[:, None] if standardise else 1.0)  # weight of a feature as it is measured
+        raw = path.weight[-1] / (
+            path.sd[:, None] if standardise else 1.0
+        )  # weight of a feature as it is measured
         return raw.norm(dim=1)
 
     alike, kept = explained(True), explained(False)
@@ -99,7 +101,5 @@ def test_saved_experts_answer_the_same(standardise):
     again.load_state_dict(experts.state_dict())
     new = batches(seed=2)[0]
     for fold in (None, new["fold"]):
-        assert torch.equal(
-            *(one.answers(new["features"], new["xy"], fold) for one in (experts, again))
-        )
+        assert torch.equal(*(one.answers(new["features"], new["xy"], fold) for one in (experts, again)))
     assert ((experts.share >= 0) & (experts.share <= 1)).all()

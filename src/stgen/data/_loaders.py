@@ -20,6 +20,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from stgen import _keys
 from stgen.nn._network import Batch
 
 from ._fields import CoordinatesField, CountsField, Field, HistologyField, PatientField, SplitField
@@ -155,7 +156,14 @@ def _units(
     The first of these that tells training rows apart; rows that are not for training get any code.
     """
     split, patient = fields.get("split"), fields.get("patient")
-    train = split.rows(adata)[0] if isinstance(split, SplitField) else np.arange(adata.n_obs)
+    train = np.arange(adata.n_obs)
+    # counts may also be read to look at them, of sections that nobody split
+    if (
+        isinstance(split, SplitField)
+        and split.key in adata.obs
+        and (adata.obs[split.key] == _keys.TRAIN).any()
+    ):
+        train = split.rows(adata)[0]
     candidates = [section]
     if isinstance(patient, PatientField) and patient.key is not None and patient.key in adata.obs:
         candidates.insert(0, pd.factorize(adata.obs[patient.key], sort=True)[0])

@@ -99,7 +99,7 @@ class TokenAutoencoder(nn.Module):
         M, d = self.shape
         weight = torch.zeros_like(self.project.weight)
         for axis, row in zip(axes.T, _dealt(M, d), strict=False):
-            weight[row] = axis * axis.sum().sign()
+            weight[row] = axis * axis[axis.abs().argmax()].sign()
         self.project.weight.copy_(weight)
         self.unproject.weight.copy_(weight.T)
         nn.init.zeros_(self.unproject.bias)
