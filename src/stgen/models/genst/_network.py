@@ -108,7 +108,7 @@ class GenSTNetwork(Network):
 
     def begin_epoch(self, epoch: int, n_epochs: int, batches: Iterable[Batch]) -> int:
         """Phase 0: autoencoders alone; phase 1: aligned. The translator starts anew from tokens as they are by then."""
-        first = round(self.config.alone * n_epochs)
+        first = min(round(self.config.alone * n_epochs), n_epochs - 1)  # the last epoch is always aligned
         self.aligning = epoch >= first
         if epoch == first and epoch:
             self.eval()
@@ -278,7 +278,8 @@ class GenSTNetwork(Network):
         for batch in batches:
             said = self._translate(self._image_tokens(batch), batch, held_out=True)
             means = torch.stack([m.exp() for m in self._log_means(said, batch["key"], PATHS, 0)])
-            mean, spread = means.mean(0), means.var(0)
+            # a mean of few paths is itself off by a share of their spread
+            mean, spread = means.mean(0), means.var(0) * (1 + 1 / PATHS)
             square = square + means.square().mean(0).sum(0)
             excess = excess + ((batch["counts"] - mean).square() - mean - spread).sum(0)
         self.log_dispersion.copy_((square / excess.clamp(min=1e-6)).clamp(0.3, 300.0).log())
