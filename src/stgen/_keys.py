@@ -60,6 +60,8 @@ SETUP_MARKS = ("_scvi_uuid", "_scvi_manager_uuid")
 # written by tl
 GENAR = "genar"
 GENST = "genst"
+GENST_REPORT = "genst_report"
+"""``uns``: what GenST captures of each gene and what its codes stand for; ``var`` and ``obsm``: see :func:`report_key`."""
 X_GEST = "X_gest"
 """``obsm``: niche embedding, cells × D; ``uns``: how it was made, and the meta cells of the model."""
 GEST = "gest"
@@ -98,6 +100,11 @@ def normalized_key(key: str) -> str:
 def counts_key(key: str) -> str:
     """Where the expected counts that belong to the normalised prediction ``key`` lie."""
     return f"{key}_counts"
+
+
+def report_key(key: str, name: str) -> str:
+    """Column of ``var`` (``"captured"``) or key in ``obsm`` (``"codes"``) of the report ``key``: ``genst_captured``."""
+    return f"{key.removesuffix('_report')}_{name}"
 
 
 def meta_cell_key(key: str) -> str:

@@ -4,6 +4,7 @@ Predictions lie in an AnnData as arrays, which files can hold whatever genes are
 """
 
 from ._comparison import comparison
+from ._gene_capture import code_markers, gene_capture
 from ._gene_groups import gene_groups
 from ._generated import generated
 from ._imputed import imputed
@@ -13,8 +14,10 @@ from ._prediction import as_anndata, prediction
 
 __all__ = [
     "as_anndata",
+    "code_markers",
     "comparison",
     "confusion",
+    "gene_capture",
     "gene_groups",
     "generated",
     "imputed",

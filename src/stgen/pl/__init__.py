@@ -6,6 +6,7 @@ Every function draws with matplotlib and returns its axes; give it ``ax=`` (or `
 from ._calibration import calibration
 from ._code_tiles import code_tiles
 from ._confusion import confusion
+from ._gene_capture import gene_capture
 from ._gene_distances import gene_distances
 from ._gene_groups import gene_groups
 from ._gene_maps import gene_maps
@@ -22,6 +23,7 @@ __all__ = [
     "calibration",
     "code_tiles",
     "confusion",
+    "gene_capture",
     "gene_distances",
     "gene_groups",
     "gene_maps",

@@ -7,6 +7,7 @@ from ._causalged import causalged_impute
 from ._evaluate import evaluate
 from ._genar import genar_predict
 from ._genst import genst_predict
+from ._genst_report import genst_report
 from ._gest import gest_generate, gest_niche_embed
 from ._gest_annotate import gest_annotate
 from ._gest_perturb import gest_perturb
@@ -16,6 +17,7 @@ __all__ = [
     "evaluate",
     "genar_predict",
     "genst_predict",
+    "genst_report",
     "gest_annotate",
     "gest_generate",
     "gest_niche_embed",
