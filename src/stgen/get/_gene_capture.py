@@ -117,7 +117,7 @@ def code_markers(
 def read_report(adata: AnnData, key: str) -> Mapping[str, Any]:
     """The record of a report by its key."""
     record = adata.uns.get(key)
-    if not isinstance(record, Mapping) or str(record.get("task", "")) != "report" or "codes" not in record:
+    if not isinstance(record, Mapping) or "codes" not in record or "markers" not in record:
         raise KeyError(
             f"uns[{key!r}] holds no report of GenST; uns has {list(adata.uns)}. Write one with `stg.tl.genst_report`, or "
             "name its key with `key=`."

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from stgen.models import GenST
 
+REPORT = "a report"
 COLUMNS = ("captured", "captured_low", "captured_high", "r_cross", "ceiling", "reliability", "n_spots")
 CODES = {"codes": "expression", "codes_translated": "translated", "codes_histology": "histology"}
 """Ending of the key in ``obsm`` → whose codes."""
@@ -135,10 +136,10 @@ def genst_report(
     check_adata(adata, copy=copy)
     check_key(key_added)
     slots = {name: _keys.report_key(key_added, name) for name in (*COLUMNS, *CODES)}
-    check_replaceable(adata, key_added, "GenST", task="report", slots=("uns",))
+    check_replaceable(adata, key_added, "GenST", task=REPORT, slots=("uns",))
     for name, slot in slots.items():
         where = "var" if name in COLUMNS else "obsm"
-        check_replaceable(adata, slot, "GenST", task="report", slots=(where,), owner=key_added)
+        check_replaceable(adata, slot, "GenST", task=REPORT, slots=(where,), owner=key_added)
 
     from stgen.models import GenST
     from stgen.models.genst._report import report_of, rows_to_report
@@ -185,7 +186,7 @@ def genst_report(
             **{name: int(number) for name, number in asked.items()},
         },
         seen=seen,
-        task="report",
+        task=REPORT,
         intervals=report.drawn,
         n_spots=report.n_spots,
         **{name: columns_of(getattr(report, name)) for name in ("codes", "markers", "tokens", "information")},

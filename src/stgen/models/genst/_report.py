@@ -26,7 +26,7 @@ from scipy import sparse
 
 from stgen import _keys
 from stgen._warn import warn
-from stgen.data._fields import CoordinatesField, PatientField
+from stgen.data._fields import CoordinatesField, CountsField, PatientField, check_counts
 from stgen.data._loaders import Batches
 from stgen.data._names import some
 from stgen.metrics import normalize_panel, pearson
@@ -100,6 +100,8 @@ def report_of(
                          ("n_markers", n_markers)):  # fmt: skip
         if int(number) != number or number < 1:
             raise ValueError(f"`{name}` must be a whole number, at least 1; got {number!r}.")
+    counts = model._field(CountsField)
+    check_counts(counts.matrix(adata), counts.name)  # what is not a count cannot be halved
     rng = np.random.default_rng(random_state)
     target = float(model.module.target_total)
     n_codes = {side: _books(model, side).n_codes for side in SIDES}
