@@ -88,6 +88,7 @@ def test_a_copy_leaves_the_original(adata, model):
     assert not set(COLUMNS) & set(adata.var)
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2")
 @pytest.mark.parametrize("kind", ["h5ad", "zarr"])
 def test_a_report_survives_a_file(adata, model, tmp_path, kind):
     stg.tl.genst_report(adata, model=model, **QUICK)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._fields import CoordinatesField, CountsField, HistologyField, PatientField, SplitField
+from stgen.data._fields import CoordinatesField, CountsField, Field, PatientField, SplitField
 from stgen.data._names import align_genes
 from stgen.pp._editing import check_adata, editable
 
@@ -69,7 +69,7 @@ def genst_report(
     layer
         Layer of the counts. ``None`` means what the model was fitted with.
     histology_key
-        %(he_histology_key)s
+        Key in ``obsm`` of the histology embedding (or tiles). ``None`` means what the model was fitted with.
     spatial_key
         %(he_spatial_key)s
     library_key
@@ -149,10 +149,11 @@ def genst_report(
         check_column(adata, column)
     split_key = split_key or fitted._field(SplitField).key or _keys.SPLIT
     patient_key = patient_key or fitted._field(PatientField).key or _keys.PATIENT
+    image = _image_field(fitted)
     reader = reading(
         fitted,
         {
-            HistologyField: {"key": histology_key},
+            type(image): {"key": histology_key},
             CoordinatesField: {"key": spatial_key, "library_key": library_key},
             CountsField: {"layer": layer},
         },
@@ -178,7 +179,7 @@ def genst_report(
         path,
         params={
             "layer": reader._field(CountsField).layer,
-            "histology_key": reader._field(HistologyField).key,
+            "histology_key": _image_field(reader).attr_key,
             "spatial_key": place.key,
             "library_key": place.library_key,
             "split_key": split_key if split_key in adata.obs and indices is None else None,
@@ -199,6 +200,11 @@ def genst_report(
         adata.obsm[slots[name]] = values
     adata.uns[key_added] = record
     return adata if copy else None
+
+
+def _image_field(model: GenST) -> Field:
+    """What the image is read from: an embedding, or tiles."""
+    return next(one for one in model._fields if one.registry_key in ("histology", "tiles"))
 
 
 def _seen(

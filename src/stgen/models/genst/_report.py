@@ -113,17 +113,23 @@ def report_of(
     sections = _section_rows(model, adata, rows)
     block_draws = None
     for section in _sections(model, adata, sections, batch_size):
-        halves = [halved(section.counts, target, rng) for _ in range(n_halvings)]
+        resample = _Blocks.of(section, n_boot, rng) if len(sections) == 1 else None
+        half, half_drawn = [], []
+        for _ in range(n_halvings):
+            pair = halved(section.counts, target, rng)
+            half.append(pearson(*pair))
+            half_drawn += [resample.correlation(*pair)] if resample else []
         scored.append(
             {
                 "r_cross": pearson(section.measured, section.cross),
                 "ceiling": pearson(section.measured, section.own),
-                "reliability": stepped_up(_mean([pearson(*pair) for pair in halves])),
+                "reliability": stepped_up(_mean(half)),
                 "n_spots": np.where(np.ptp(section.measured, axis=0) > 0, len(section.counts), 0),
             }
         )
-        if len(sections) == 1:
-            block_draws = _block_draws(section, halves, n_boot, rng)
+        if resample:
+            r_drawn = resample.correlation(section.measured, section.cross)
+            block_draws = r_drawn, stepped_up(_mean(half_drawn))
         one_hot = {side: _one_hot(section.codes[side], n_codes[side]) for side in SIDES}
         for side in SIDES:
             used[side] += np.asarray(one_hot[side].sum(axis=0)).reshape(used[side].shape)
@@ -275,15 +281,20 @@ def captured_share(r: np.ndarray, reliability: np.ndarray) -> np.ndarray:
     return np.where(reliability >= MIN_RELIABILITY, share, np.nan)
 
 
-def _block_draws(
-    section: Section, halves: list[tuple[np.ndarray, np.ndarray]], n_boot: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Correlation and reliability, (draws, G), over spatial blocks of a single section."""
-    blocks = spatial_blocks(section.xy)
-    weights = draw_weights(int(blocks.max()) + 1, n_boot, rng)
-    r = pearson_draws(section.measured, section.cross, blocks, weights)
-    half = _mean([pearson_draws(*pair, blocks, weights) for pair in halves])
-    return r, stepped_up(half)
+class _Blocks(NamedTuple):
+    """Draws of spatial blocks, for the intervals of a single section."""
+
+    block: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, section: Section, n_boot: int, rng: np.random.Generator) -> _Blocks:
+        block = spatial_blocks(section.xy)
+        return cls(block, draw_weights(int(block.max()) + 1, n_boot, rng))
+
+    def correlation(self, truth: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        """Pearson correlations (draws, G)."""
+        return pearson_draws(truth, prediction, self.block, self.weights)
 
 
 def _gene_table(
