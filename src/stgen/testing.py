@@ -30,6 +30,7 @@ from scipy import sparse
 
 from stgen import _keys
 from stgen.data._fields import CoordinatesField, CountsField, HistologyField, SplitField
+from stgen.data._tiles import TilesField
 from stgen.models._base import Example, STModel
 from stgen.train._random import global_random_state_kept, seed_global_generators
 
@@ -411,6 +412,10 @@ def _poison_has_no_effect(case: Case, side: str, **changes: Any) -> None:
             features = np.array(poisoned.obsm[one.key], dtype=np.float32)
             features[rows] = 100 * np.random.default_rng(3).normal(size=features[rows].shape)
             poisoned.obsm[one.key] = features
+        elif isinstance(one, TilesField) and _apart(case, rows):
+            tiles = np.array(poisoned.obsm[one.key])
+            tiles[rows] = 255 - tiles[rows]
+            poisoned.obsm[one.key] = tiles
     clean = case.answer if not changes else case.ask(case.fit(case.data(), **changes), case.data())
     answer = case.ask(case.fit(poisoned, **changes), case.data())
     _equal(clean, answer, f"changing the {side} rows changes what is learned")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 import stgen as stg
+from stgen.data._tiles import is_blank
 from stgen.pp._images import open_image
-from stgen.pp._tile_reader import is_blank
 
 GEOMETRY = {"um_per_px": 1, "coordinates": "um", "tile_px": 16, "tile_um": 16}
 LARGER = GEOMETRY | {"tile_px": 64, "tile_um": 64}

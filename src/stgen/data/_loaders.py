@@ -5,7 +5,7 @@ row numbers with a batch dict. :class:`Batches` says which rows come together: i
 preparation, shuffled by seed and epoch for training, where samples of similar length come together. Lightning
 takes any iterable, so there is no per-sample work between table and network.
 
-n spots, B batch, F features, k neighbours, G genes.
+n spots, B batch, F features, k neighbours, G genes, p pixels per side of a tile.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from stgen import _keys
 from stgen.nn._network import Batch
 
 from ._fields import CoordinatesField, CountsField, Field, HistologyField, PatientField, SplitField
+from ._tiles import TilesField
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -82,15 +83,18 @@ class SpotTable:
     ) -> SpotTable:
         """Read what ``fields`` name, checked; targets only if asked for, in the order of ``genes``."""
         by_key = {field.registry_key: field for field in fields}
-        histology, place, counts = (by_key[key] for key in ("histology", "xy", "counts"))
-        assert isinstance(histology, HistologyField)
+        histology, place, counts = (by_key.get(key) for key in ("histology", "xy", "counts"))
+        assert histology is None or isinstance(histology, HistologyField)
         assert isinstance(place, CoordinatesField)
         assert isinstance(counts, CountsField)
         xy, section = place.read(adata)
         keys = name_keys(adata.obs_names)
         return cls(
             key_n=torch.from_numpy(keys),
-            histology_nF=torch.from_numpy(_writable(histology.read(adata))),
+            # where tiles take the embedding's place, it has no feature
+            histology_nF=torch.zeros(adata.n_obs, 0)
+            if histology is None
+            else torch.from_numpy(_writable(histology.read(adata))),
             xy_n2=torch.from_numpy(centred(xy, section)),
             neighbours_nk=_neighbours(xy, section, n_neighbors) if n_neighbors else None,
             counts_nG=_rows_of_counts(counts.read(adata, genes)) if targets else None,
@@ -140,6 +144,39 @@ class SpotTable:
         """Memory of the tensors."""
         tensors = (self.histology_nF, self.xy_n2, self.neighbours_nk, self.counts_nG, self.unit_n)
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
+
+
+@dataclass(frozen=True)
+class TileTable:
+    """Spots whose histology is their tile: everything else of a spot is in ``spots``.
+
+    Tiles stay what they are, bytes: 20,000 of 224 × 224 pixels are 3 GB, and would be 12 GB as floats. A batch gathers
+    its own, and the network makes floats of them.
+    """
+
+    spots: SpotTable
+    tiles_nppc: np.ndarray
+
+    @classmethod
+    def read(
+        cls,
+        adata: AnnData,
+        fields: Sequence[Field],
+        *,
+        targets: bool = True,
+        genes: Sequence[str] | None = None,
+    ) -> TileTable:
+        """Read what ``fields`` name, checked; targets only if asked for, in the order of ``genes``."""
+        tiles = next(field for field in fields if isinstance(field, TilesField))
+        return cls(SpotTable.read(adata, fields, targets=targets, genes=genes), tiles.read(adata))
+
+    def __len__(self) -> int:
+        return len(self.spots)
+
+    def batch(self, rows: Tensor) -> Batch:
+        """The batch of these rows; ``tiles`` are (B, p, p, 3) uint8."""
+        chosen = np.ascontiguousarray(self.tiles_nppc[rows.cpu().numpy()])
+        return {**self.spots.batch(rows), "tiles": torch.from_numpy(chosen)}
 
 
 def name_keys(names: pd.Index) -> np.ndarray:

@@ -15,11 +15,12 @@ from stgen import _keys
 from stgen._docs import shared_doc
 from stgen._settings import settings
 from stgen.data._fields import some
+from stgen.data._tiles import is_blank, warn_of_blank
 
 from ._editing import check_adata, editable
 from ._encoders import DESCRIPTORS, Encoder, make_encoder
 from ._histology_tiles import TILE_PX, TILE_UM, open_array_tiles, open_image_tiles, open_stored_tiles
-from ._tile_reader import ArrayTiles, TileReader, is_blank, stack_of_arrays, warn_of_blank
+from ._tile_reader import ArrayTiles, TileReader, stack_of_arrays
 
 if TYPE_CHECKING:
     from anndata import AnnData

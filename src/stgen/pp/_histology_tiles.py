@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import some
+from stgen.data._tiles import all_blank, warn_of_blank
 
 from ._coordinates import (
     LARGEST_PITCH_UM,
@@ -33,9 +34,7 @@ from ._tile_reader import (
     StoredTiles,
     TileReader,
     check_pixel_size,
-    is_blank,
     stack,
-    warn_of_blank,
 )
 
 if TYPE_CHECKING:
@@ -190,7 +189,7 @@ def read_tiles(
 def _write_tiles(
     adata: AnnData, tiles: NDArray[np.uint8], reader: TileReader, key: str, *, um_per_px: float
 ) -> None:
-    blank = np.concatenate([is_blank(tiles[i : i + 256]) for i in range(0, len(tiles), 256)])
+    blank = all_blank(tiles)
     warn_of_blank(blank, adata.obs_names)
     adata.obsm[key] = tiles
     adata.obs[f"{key}_outside"] = reader.outside

@@ -9,7 +9,6 @@ A point (x, y) of an image lies in the pixel of column ⌊x⌋ and row ⌊y⌋. 
 from __future__ import annotations
 
 import io
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,14 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stgen.data._fields import some
+from stgen.data._tiles import check_tiles
 
 from ._images import WHITE, SourceImage, as_rgb, check_readable, open_image
 
 LEAST_UM_PER_PX, LARGEST_UM_PER_PX = 0.1, 10.0
-logger = logging.getLogger("stgen")
 
-_BLANK_SD = 4.0
-"""Standard deviation of the most varied colour, of 255: tissue has 12 to 60, glass with noise of camera and JPEG 1 to 3."""
 _MARGIN = 4
 """Pixels around a window that the resampling filter may look at."""
 _SAME_SIZE = 1e-3
@@ -46,28 +43,6 @@ class TileReader(Protocol):
     def batches(self, batch_size: int) -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint8]]]:
         """Spot numbers and their tiles, every spot once."""
         ...
-
-
-def is_blank(tiles: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tiles without any contrast, n × p × p × 3: glass, padding, or a picture that went black."""
-    step = max(1, tiles.shape[1] // 64)
-    pixels = tiles[:, ::step, ::step].reshape(len(tiles), -1, 3).astype(np.float32)
-    return np.asarray(pixels.std(axis=1).max(axis=1) < _BLANK_SD)
-
-
-def warn_of_blank(blank: NDArray[np.bool_], obs_names: Any) -> None:
-    """Blank tiles are ordinary input, but nothing can be predicted from them, and the user should know."""
-    if blank.any():
-        which = "All" if blank.all() else f"{int(blank.sum())} of"
-        logger.warning(
-            "%s %d tiles are blank (no contrast, as bare glass), such as %s. %s",
-            which,
-            len(blank),
-            some(obs_names[blank]),
-            "Check the image and `coordinates`."
-            if blank.all()
-            else "Drop these spots if no tissue is there.",
-        )
 
 
 def stack(reader: TileReader) -> NDArray[np.uint8]:
@@ -204,17 +179,9 @@ class ArrayTiles:
     name: str = "tiles"
 
     def __post_init__(self) -> None:
-        shape = tuple(self.tiles.shape)
-        if len(shape) != 4 or shape[3] != 3 or shape[1] != shape[2]:
-            raise ValueError(f"{self.name} must be spots × p × p × 3; its shape is {shape}.{_hint(shape)}")
-        if self.tiles.dtype != np.uint8:
-            white = _white_of(self.tiles)
-            raise ValueError(
-                f"{self.name} must be uint8, white being 255; its dtype is {self.tiles.dtype}. Scale and convert: "
-                f"`tiles = np.rint(tiles / {white} * 255).astype('uint8')`{_OF_WHITE if white == 'white' else ''}."
-            )
-        self.tile_px = int(shape[1])
-        self.outside = np.zeros(shape[0], dtype=np.float32)
+        check_tiles(self.tiles, self.name)
+        self.tile_px = int(self.tiles.shape[1])
+        self.outside = np.zeros(len(self), dtype=np.float32)
 
     def __len__(self) -> int:
         return int(self.tiles.shape[0])
@@ -224,32 +191,6 @@ class ArrayTiles:
         for start in range(0, len(self), batch_size):
             rows = np.arange(start, min(start + batch_size, len(self)))
             yield rows, np.asarray(self.tiles[rows[0] : rows[-1] + 1])
-
-
-_OF_WHITE = ", with the value of white paper in this camera"
-
-
-def _white_of(tiles: Any) -> str:
-    """What white is, where that can be known: floats from 0 to 1, or values as of 8 bits."""
-    first = np.asarray(tiles[:64])
-    if not first.size or not np.isfinite(first).all() or first.min() < 0:
-        return "white"
-    if first.dtype.kind == "f" and first.max() <= 1:
-        return "1"
-    return "255" if 1 < first.max() <= WHITE and first.dtype != np.uint16 else "white"
-
-
-def _hint(shape: tuple[int, ...]) -> str:
-    """What somebody with tiles of this shape has to do."""
-    if len(shape) == 4 and shape[3] not in (3, 4) and shape[1] in (3, 4):
-        return " Move the channels to the end: `np.moveaxis(tiles, 1, -1)`."
-    if len(shape) == 4 and shape[3] == 4:
-        return " Leave out the fourth channel, if it is opacity, after laying transparent pixels on white: `tiles[..., :3]`."
-    if len(shape) == 3 or shape[3:] == (1,):
-        return " If they are grey, repeat them: `np.repeat(tiles.reshape(n, p, p, 1), 3, axis=3)`."
-    if len(shape) == 4 and shape[3] == 3:
-        return " Tiles are square: cut or pad the longer side."
-    return ""
 
 
 def stack_of_arrays(tiles: Sequence[Any]) -> NDArray[Any]:

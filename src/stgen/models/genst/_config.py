@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+BACK_ENDS = ("features", "pixels")
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenSTConfig:
     """Architecture of :class:`stgen.models.GenST`."""
 
+    back_end: str = "features"
+    """What the image side reads: ``"features"`` (a histology embedding) or ``"pixels"`` (tiles, by convolutions)."""
     n_tokens: int = 16
     """Tokens M_e that an expression profile becomes."""
-    token_width: int = 2
+    token_width: int = 4
     """Width d of an expression token."""
     n_codes: int = 32
     """Codes of every codebook."""
-    n_image_tokens: int = 16
+    n_image_tokens: int = 32
     """Tokens M_i that the histology of a spot becomes."""
     image_token_width: int = 8
     """Width of an image token."""
@@ -44,10 +48,15 @@ class GenSTConfig:
     use_place: bool = True
     """Tell the translator the spot's place, as far as held-out sections support it."""
     n_neighbors: int = 6
-    """Nearest spots whose mean histology (never their counts) joins the spot's own. 0 for none."""
+    """Nearest spots whose mean histology (never their counts) joins the spot's own. 0 for none. Tiles have none: they
+    show as much of the surroundings as they are wide."""
 
     def __post_init__(self) -> None:
         """Refuse values that no network could be built from."""
+        if self.back_end not in BACK_ENDS:
+            raise ValueError(
+                f"`back_end` must be one of {', '.join(map(repr, BACK_ENDS))}; got {self.back_end!r}."
+            )
         for name, least in (("n_tokens", 1), ("token_width", 1), ("n_codes", 2), ("n_image_tokens", 1),
                             ("image_token_width", 1), ("n_image_codes", 2), ("hidden", 1), ("n_neighbors", 0)):  # fmt: skip
             value = getattr(self, name)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from stgen import _keys
 from stgen._settings import settings
-from stgen.data._fields import SplitField
-from stgen.data._loaders import Batches, Table
-from stgen.models._base import Example
+from stgen.data._fields import HistologyField, SplitField
+from stgen.data._loaders import Batches, Table, TileTable
+from stgen.data._tiles import TilesField
+from stgen.models._base import Example, spot_fields
 from stgen.models._count_model import CountModel
 from stgen.nn._network import Batch
 from stgen.train._options import TrainingOptions
@@ -36,9 +37,9 @@ MODALITIES = ("histology", "expression")
 class GenST(CountModel):
     """H&E → expression through two VQ-VAEs whose latent spaces are aligned, and which genes morphology can show.
 
-    Registered fields: histology embedding and coordinates (inputs), counts (target). One VQ-VAE turns histology into
-    codes, one turns depth-normalised log expression into codes; a translator says how probable every expression code
-    is, given the image. A fitted model predicts an AnnData that has no genes at all. See :cite:p:`genst`, of which
+    Registered fields: histology embedding (or tiles, for ``back_end="pixels"``) and coordinates (inputs), counts
+    (target). One VQ-VAE turns histology into codes, one turns depth-normalised log expression into codes; a translator
+    says how probable every expression code is, given the image. A fitted model predicts an AnnData that has no genes at all. See :cite:p:`genst`, of which
     only the abstract is public, and the model's page for what is our own design.
 
     Parameters
@@ -70,6 +71,74 @@ class GenST(CountModel):
     _training: ClassVar[TrainingOptions] = TrainingOptions(
         n_steps=600, min_epochs=20, batch_size=64, weight_decay=0.01, patience=10
     )
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        histology_key: str = _keys.HISTOLOGY,
+        tiles_key: str | None = None,
+        spatial_key: str = _keys.SPATIAL,
+        library_key: str | None = None,
+        patient_key: str | None = None,
+        split_key: str | None = None,
+    ) -> None:
+        """Say where counts, histology and places are. Every gene of ``adata`` is predicted: subset to a panel first.
+
+        Parameters
+        ----------
+        adata
+            Spots × genes. Marked by scvi-tools in ``uns``; nothing else is changed.
+        layer
+            Layer of the counts. ``None`` means ``X``.
+        histology_key
+            Key in ``obsm`` of the histology embedding, spots × features.
+        tiles_key
+            Instead of an embedding, for ``back_end="pixels"``: key in ``obsm`` of tiles as
+            :func:`stgen.pp.histology_tiles` writes them, spots × pixels × pixels × 3, uint8, pixels a multiple of 32.
+        spatial_key
+            Key in ``obsm`` of the coordinates in µm.
+        library_key
+            Column of ``obs`` that tells sections apart.
+        patient_key
+            Column of ``obs`` with the patient; kept in the model card and checked against the split.
+        split_key
+            Column of ``obs`` with ``"train"``, ``"validation"`` and ``"test"``, as :func:`stgen.pp.split` writes it.
+        """
+        fields = spot_fields(
+            layer=layer,
+            histology_key=histology_key,
+            spatial_key=spatial_key,
+            library_key=library_key,
+            patient_key=patient_key,
+            split_key=split_key,
+        )
+        if tiles_key is not None:
+            fields = [TilesField(tiles_key), *(one for one in fields if not isinstance(one, HistologyField))]
+        cls._register(adata, fields)
+
+    def _widths(self) -> dict[str, int]:
+        """Numbers of features (pixels a side of a tile) and genes."""
+        has_tiles, wants_tiles = "tiles" in self._facts, self.config.back_end == "pixels"
+        if has_tiles != wants_tiles:
+            registered, back_end = ("tiles", "pixels") if has_tiles else ("a histology embedding", "features")
+            raise ValueError(
+                f"back_end={self.config.back_end!r} reads {'tiles' if wants_tiles else 'a histology embedding'}; "
+                f"`setup_anndata` registered {registered}. Build it with back_end={back_end!r}, or "
+                + ("name tiles with `tiles_key=`." if wants_tiles else "leave `tiles_key` out.")
+            )
+        n_genes = self._facts["counts"]["n_genes"]
+        if wants_tiles:
+            return {"tile_px": self._facts["tiles"]["tile_px"], "n_genes": n_genes}
+        return {"n_features": self._facts["histology"]["n_features"], "n_genes": n_genes}
+
+    def _table(self, adata: AnnData, *, targets: bool) -> Table:
+        """Tiles are gathered batch by batch."""
+        if self.config.back_end == "features":
+            return super()._table(adata, targets=targets)
+        return TileTable.read(adata, self._fields, targets=targets, genes=self.genes if targets else None)
 
     def predict(
         self,
@@ -228,8 +297,8 @@ class GenST(CountModel):
                 books = self.module.expression
                 index = books.books.nearest(books.encode(self.module._expression(batch)))
             elif modality == "histology":
-                books = self.module.image
-                index = books.books.nearest(books.encode(self.module._features(batch)))
+                image = self.module.image
+                index = image.books.nearest(image.encode(self.module._features(batch)))
             else:
                 index = self.module.translate(batch).log_probability.argmax(-1)
             answer.append(index.cpu().numpy())

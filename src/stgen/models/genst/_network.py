@@ -33,6 +33,7 @@ from ...nn._network import Batch, Loss, Network
 from ...nn._noise import keyed_uniform
 from ._config import GenSTConfig
 from ._parts import CodeProbabilities, TokenAutoencoder, contrast, perceptron
+from ._pixels import TileAutoencoder
 
 MAX_COUNT = 2001
 """Counts from here on share the last entry of a distribution."""
@@ -66,18 +67,15 @@ class GenSTNetwork(Network):
     largest: Tensor
     """(G,): largest training count."""
 
-    def __init__(self, config: GenSTConfig, *, n_features: int, n_genes: int) -> None:
+    def __init__(
+        self, config: GenSTConfig, *, n_genes: int, n_features: int | None = None, tile_px: int | None = None
+    ) -> None:
         super().__init__()
-        self.config, self.n_features, self.n_genes = config, n_features, n_genes
-        n_inputs = n_features * (2 if config.n_neighbors else 1)
-        # more axes than inputs have would carry nothing
-        image_width = min(config.image_token_width, -(-n_inputs // config.n_image_tokens))
+        self.config, self.n_genes = config, n_genes
+        self.image = _image_autoencoder(config, n_features, tile_px)
         M, d, K = config.n_tokens, config.token_width, config.n_codes
-        self.image = TokenAutoencoder(
-            n_inputs, config.n_image_tokens, image_width, config.n_image_codes, config
-        )
         self.expression = TokenAutoencoder(n_genes, M, d, K, config)
-        n_image = config.n_image_tokens * image_width
+        n_image = math.prod(self.image.shape)
         self.experts = Experts(
             n_image, (1, M * d), use_place=config.use_place, nonlinear=config.nonlinear, standardise=False
         )
@@ -143,6 +141,9 @@ class GenSTNetwork(Network):
     # -- inputs ----------------------------------------------------------------------------------------------------
 
     def _features(self, batch: Batch) -> Tensor:
+        """What the image autoencoder reads: (B, F) features with those of neighbours, or (B, p, p, 3) tiles."""
+        if self.config.back_end == "pixels":
+            return batch["tiles"]
         if not self.config.n_neighbors:
             return batch["histology"]
         return torch.cat([batch["histology"], batch["neighbours"].mean(1)], dim=-1)
@@ -283,6 +284,19 @@ class GenSTNetwork(Network):
             square = square + means.square().mean(0).sum(0)
             excess = excess + ((batch["counts"] - mean).square() - mean - spread).sum(0)
         self.log_dispersion.copy_((square / excess.clamp(min=1e-6)).clamp(0.3, 300.0).log())
+
+
+def _image_autoencoder(
+    config: GenSTConfig, n_features: int | None, tile_px: int | None
+) -> TokenAutoencoder | TileAutoencoder:
+    M, d, K = config.n_image_tokens, config.image_token_width, config.n_image_codes
+    if config.back_end == "pixels":
+        assert tile_px is not None
+        return TileAutoencoder(tile_px, M, d, K, config)
+    assert n_features is not None
+    n_inputs = n_features * (2 if config.n_neighbors else 1)
+    # more axes than inputs have would carry nothing
+    return TokenAutoencoder(n_inputs, M, min(d, -(-n_inputs // M)), K, config)
 
 
 class _Each:

@@ -56,6 +56,11 @@ class TokenAutoencoder(nn.Module):
         self.unbend = perceptron(n_latent, n_inputs, config)
         self.books = Codebooks(n_tokens, n_codes, width, decay=config.decay)
 
+    @property
+    def n_inputs(self) -> int:
+        """Inputs P that are made again."""
+        return len(self.mean)
+
     def standardised(self, x: Tensor) -> Tensor:
         """Inputs (B, P) with the training spots' mean and spread taken out."""
         return ((x - self.mean) / self.sd).clamp(-10, 10)
