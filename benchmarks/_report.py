@@ -56,6 +56,8 @@ MEANING = {
     "pit_deviation_pooled": "the same over all held-out sections and seeds together",
     "coverage_50, coverage_90": "share of counts in the central 50 % and 90 % interval",
     "coverage_50_gap, coverage_90_gap": "that share minus the mass which the prediction gives to its own interval",
+    "codes_used, perplexity_share": "share of the expression codes that training spots use, and the perplexity of a "
+    "codebook over its number of codes, mean over codebooks",
     "nll": "mean of −log probability of a count (natural logarithm; a probability below 1e-6 counts as that)",
     "scale": "normalized: log1p(count / panel total × median panel total of training spots); raw: log1p(count)",
     "seed": "methods without randomness are repeated under each seed, so that rows pair",

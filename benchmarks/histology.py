@@ -1,4 +1,4 @@
-"""From H&E to counts: GenAR beside everything it must beat, on the same rows, in one process.
+"""From H&E to counts: GenAR and GenST beside everything they must beat, on the same rows, in one process.
 
     python benchmarks/histology.py --data DIR --out FILE
 
@@ -44,6 +44,9 @@ TRAINED = ("MLP", "count classifier", "contrastive retrieval")
 """Baselines that a seed changes."""
 UNTRAINED = "GenAR before training"
 """All that GenAR finds before its decoder takes a step."""
+GENST = "GenST"
+GENST_UNTRAINED = "GenST before training"
+GENST_NO_PLACE = "GenST without place"
 MAX_NUMBERS = 60_000_000
 """Probabilities that are held at once."""
 
@@ -281,6 +284,8 @@ class Answer(NamedTuple):
     """Training seconds, prediction seconds, peak memory of each fit."""
     distribution: dict[str, np.ndarray] | None = None
     """What calibration needs, spots × genes each."""
+    facts: dict[str, float] | None = None
+    """Other numbers about the fitted model, by metric."""
 
 
 class RidgeWithPlace(HistologyBaseline):
@@ -433,6 +438,13 @@ def run_trained(fold: Fold, seed: int) -> Iterator[Answer]:
     )
     yield run_baseline(fold, lambda _: CountClassifier(random_state=seed))
     yield run_baseline(fold, lambda scale: ContrastiveRetrieval(scale=scale, random_state=seed))
+    yield run_baseline(
+        fold,
+        lambda scale: ContrastiveRetrieval(scale=scale, random_state=seed),
+        name="contrastive retrieval with place",
+        placed=True,
+        waves=True,
+    )
 
 
 def run_genar(
@@ -446,28 +458,10 @@ def run_genar(
     also_counts: bool = False,
     **changes: Any,
 ) -> list[Answer]:
-    """Train GenAR with its defaults (plus ``changes``) and ask it on an AnnData without genes.
-
-    All training rows train, for the model's own number of steps; there is no validation row that could stop it. With
-    ``train=False`` only what is solved in closed form before training answers.
-    """
-    from anndata import AnnData
-
+    """Train GenAR with its defaults (plus ``changes``) and ask it on an AnnData without genes."""
     from stgen.models import GenAR
-    from stgen.models._base import remove_setup_marks
 
-    adata = fold.train.copy()
-    GenAR.setup_anndata(adata, library_key=_keys.LIBRARY, patient_key=fold.patient_key)
-    with measured() as training:
-        model = GenAR(adata, random_state=seed, **changes)
-        if train:
-            model.train(max_epochs, random_state=seed)
-        else:
-            prepare_only(model, adata, seed)
-    inputs = AnnData(
-        obs=fold.test.obs[[_keys.LIBRARY]].copy(),
-        obsm={key: fold.test.obsm[key] for key in (_keys.HISTOLOGY, _keys.SPATIAL)},
-    )
+    model, inputs, training = fitted(GenAR, fold, seed, train=train, max_epochs=max_epochs, **changes)
     with measured() as predicting:
         normalized = model.predict(inputs, statistic="normalized", random_state=seed)
     expected = model.predict(inputs, statistic="mean", random_state=seed)
@@ -478,8 +472,80 @@ def run_genar(
     answers = [Answer(name, kind, own, True, cost, distribution_of(model, inputs, fold.test, seed))]
     if also_counts:
         answers.append(Answer(f"{name} (counts)", kind, counts, True, []))
-    remove_setup_marks(adata, {})
     return answers
+
+
+def run_genst(
+    fold: Fold,
+    seed: int,
+    name: str = GENST,
+    *,
+    train: bool = True,
+    max_epochs: int | None = None,
+    **changes: Any,
+) -> list[Answer]:
+    """Train GenST with its defaults (plus ``changes``) and ask it on an AnnData without genes.
+
+    Normalised expression is the decoded expected code; beside it the decoded most probable code. Expected counts
+    answer on the raw scale.
+    """
+    from stgen.models import GenST
+
+    model, inputs, training = fitted(GenST, fold, seed, train=train, max_epochs=max_epochs, **changes)
+    genes = fold.test.var_names
+    with measured() as predicting:
+        soft = model.predict(inputs)[genes].to_numpy(dtype=np.float64)
+    expected = model.predict(inputs, statistic="mean")[genes].to_numpy(dtype=np.float64)
+    own = {"normalized": soft, "raw": metrics.log_counts(expected)}
+    cost = [(training["seconds"], predicting["seconds"], _larger(training, predicting))]
+    if not train:
+        return [Answer(name, "model", own, True, cost)]
+    code = model.predict(inputs, decode="code")[genes].to_numpy(dtype=np.float64)
+    distribution = distribution_of(model, inputs, fold.test, seed)
+    return [
+        Answer(name, "model", own, True, cost, distribution, life_of_codes(model, fold.train)),
+        Answer(f"{name} (nearest code)", "model", {"normalized": code}, True, []),
+    ]
+
+
+def life_of_codes(model: Any, adata: Any) -> dict[str, float]:
+    """Share of the expression codes that training spots use, and their perplexity over their number."""
+    from scipy.stats import entropy
+
+    codes, n = model.codes(adata), model.config.n_codes
+    usage = np.stack([np.bincount(codes[token], minlength=n) for token in codes]) / len(codes)
+    return {
+        "codes_used": float((usage > 0).mean()),
+        "perplexity_share": float(np.exp(entropy(usage, axis=1)).mean() / n),
+    }
+
+
+def fitted(
+    Model: Any, fold: Fold, seed: int, *, train: bool, max_epochs: int | None, **changes: Any
+) -> tuple[Any, Any, dict[str, float]]:
+    """A model of the training rows, the held-out rows without genes, and what training cost.
+
+    All training rows train, for the model's own number of steps; there is no validation row that could stop it. With
+    ``train=False`` only what is solved in closed form before training answers.
+    """
+    from anndata import AnnData
+
+    from stgen.models._base import remove_setup_marks
+
+    adata = fold.train.copy()
+    Model.setup_anndata(adata, library_key=_keys.LIBRARY, patient_key=fold.patient_key)
+    with measured() as training:
+        model = Model(adata, random_state=seed, **changes)
+        if train:
+            model.train(max_epochs, random_state=seed)
+        else:
+            prepare_only(model, adata, seed)
+    remove_setup_marks(adata, {})
+    inputs = AnnData(
+        obs=fold.test.obs[[_keys.LIBRARY]].copy(),
+        obsm={key: fold.test.obsm[key] for key in (_keys.HISTOLOGY, _keys.SPATIAL)},
+    )
+    return model, inputs, training
 
 
 def prepare_only(model: Any, adata: Any, seed: int) -> None:
@@ -502,7 +568,7 @@ def distribution_of(model: Any, inputs: Any, test: Any, seed: int) -> dict[str, 
     found: dict[str, np.ndarray] = {}
     for name in np.unique(section):
         rows = np.flatnonzero(section == name)
-        n_at_once = max(1, MAX_NUMBERS // (len(rows) * model.config.max_tokens))
+        n_at_once = max(1, MAX_NUMBERS // (len(rows) * max(model.module.gene_vocabulary)))
         for start in range(0, len(genes), n_at_once):
             part = slice(start, start + n_at_once)
             probability = model.predict_distribution(
@@ -562,6 +628,8 @@ def score(results: Results, dataset: Dataset, fold: Fold, seed: int, answer: Ans
                 counts[here], answer.distribution["below"][here], answer.distribution["at"][here]
             )
             results.pit.setdefault((dataset.name, answer.method, answer.kind), []).append(pit.ravel())
+            for metric, value in (answer.facts or {}).items():
+                results.add(place, answer.method, answer.kind, metric, "", value)
             here_only = {key: values[here] for key, values in answer.distribution.items()}
             for metric, value in calibration(counts[here], here_only).items():
                 results.add(place, answer.method, answer.kind, metric, "", value)
@@ -604,12 +672,15 @@ def answers_of(
     if not options.ablations:
         yield from run_trained(fold, seed)
         yield from run_genar(fold, seed, UNTRAINED, train=False)
+        yield from run_genst(fold, seed, GENST_UNTRAINED, train=False)
+        yield from run_genst(fold, seed, max_epochs=epochs)
     yield from run_genar(fold, seed, max_epochs=epochs, also_counts=not options.ablations)
     if options.ablations:
         for name, changes in ABLATIONS.items():
             yield from run_genar(fold, seed, name, max_epochs=epochs, **changes(fold.train.n_vars))
     elif options.without_place:
         yield from run_genar(fold, seed, NO_PLACE, max_epochs=epochs, use_place=False)
+        yield from run_genst(fold, seed, GENST_NO_PLACE, max_epochs=epochs, use_place=False)
 
 
 def run(options: Options, command: str = "") -> tuple[Results, dict[str, Any], list[dict[str, Any]]]:
@@ -674,7 +745,7 @@ def run(options: Options, command: str = "") -> tuple[Results, dict[str, Any], l
 def paired_of(results: Results, options: Options) -> list[dict[str, Any]]:
     """GenAR against all others; without place too; each ablation against the default."""
     if not options.ablations:
-        return [*results.paired(MODEL), *results.paired(NO_PLACE)]
+        return [e for method in (MODEL, NO_PLACE, GENST, GENST_NO_PLACE) for e in results.paired(method)]
     against_default = [entry for name in ABLATIONS for entry in results.paired(name, [MODEL])]
     return [*results.paired(MODEL), *against_default]
 

@@ -17,6 +17,7 @@ import pandas as pd
 from stgen import _keys
 from stgen.data._fields import CoordinatesField, HistologyField, PatientField, SplitField
 from stgen.data._names import check_unique
+from stgen.data._tiles import TilesField
 from stgen.pp._editing import check_adata, editable
 
 from ._evaluation_rows import TRAIN_PATIENTS, TRAIN_SECTIONS
@@ -131,6 +132,7 @@ def predict_into(
             fitted,
             {
                 HistologyField: {"key": histology_key},
+                TilesField: {"key": histology_key},
                 CoordinatesField: {"key": spatial_key, "library_key": library_key},
             },
         )
@@ -214,7 +216,9 @@ def _record(
     scale: str,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
-    place, histology = reader._field(CoordinatesField), reader._field(HistologyField)
+    place = reader._field(CoordinatesField)
+    histology = next(one for one in reader._fields if isinstance(one, HistologyField | TilesField))
+    facts = model._facts[histology.registry_key]
     return record_of(
         model,
         path,
@@ -225,7 +229,8 @@ def _record(
             "n_neighbors": int(model.config.n_neighbors),
         },
         seen=seen,
-        model_facts={name: model._facts["histology"][name] for name in ("encoder", "tile_um")},
+        # tiles have no encoder but the model's own
+        model_facts={name: facts.get(name) for name in ("encoder", "tile_um")},
         genes=names,
         scale=scale,
         **more,

@@ -69,7 +69,7 @@ class GenST(CountModel):
     _network_class = GenSTNetwork
     _config_class = GenSTConfig
     _training: ClassVar[TrainingOptions] = TrainingOptions(
-        n_steps=600, min_epochs=20, batch_size=64, weight_decay=0.01, patience=10
+        n_steps=300, min_epochs=20, batch_size=64, weight_decay=0.01, patience=10
     )
 
     @classmethod
