@@ -280,3 +280,13 @@ def test_tiles_never_become_floats_all_at_once(fitted, section, monkeypatch):
 def test_a_report_reads_tiles(fitted, tissue):
     report = fitted.report(tissue, n_boot=20, n_halvings=1, n_permutations=2)
     assert len(report.genes) == 10
+
+
+def test_one_call_predicts_from_tiles_and_records_where_they_lie(fitted, section):
+    other = section.copy()
+    other.obsm["cut"] = other.obsm.pop(_keys.TILES)
+    del other.obs[_keys.SPLIT]
+    stg.tl.genst_predict(other, model=fitted, histology_key="cut")
+    found = other.layers["genst_normalized"] if "genst_normalized" in other.layers else other.layers["genst"]
+    assert np.isfinite(found).all()
+    assert other.uns["genst"]["params"]["histology_key"] == "cut"
