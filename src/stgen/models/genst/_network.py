@@ -8,7 +8,7 @@ abstract is known to us; what is here beyond "two VQ-VAEs whose latent spaces ar
     image tokens → ẑ → probabilities of the expression codes        (translator)
 
 Training has two phases: the autoencoders alone, then all together. Between them the translator is started in closed
-form: ridge and perceptrons from image tokens (and place) to expression tokens, cross-fitted over sections or patients
+form: ridge and perceptrons from image tokens (and place) to expression, which is then encoded, cross-fitted over sections or patients
 (:mod:`stgen.nn._experts`), so that it trains on the errors that a new section will bring. A prediction is the decoded
 expected code, the decoded nearest code, or decoded draws of codes.
 
@@ -77,7 +77,11 @@ class GenSTNetwork(Network):
         self.expression = TokenAutoencoder(n_genes, M, d, K, config)
         n_image = math.prod(self.image.shape)
         self.experts = Experts(
-            n_image, (1, M * d), use_place=config.use_place, nonlinear=config.nonlinear, standardise=False
+            self.image.n_inputs,
+            (1, n_genes),
+            use_place=config.use_place,
+            nonlinear=config.nonlinear,
+            standardise=False,
         )
         self.probabilities = CodeProbabilities(M, K, d)
         self.learned = perceptron(n_image + M * d, M * d, config) if config.translator else None
@@ -120,21 +124,18 @@ class GenSTNetwork(Network):
         self.experts.fit(_Each(self._case, batches))
         error, depth = [], []
         for batch in batches:
-            answer = self._experts(self._image_tokens(batch), batch, held_out=True)
-            truth = self._case(batch)["targets"]
-            depth.append(truth[:, 0] - answer[:, 0])
-            error.append((truth - answer)[:, 1:].unflatten(-1, self.expression.shape))
+            expected_depth, z = self._expected(self._image_tokens(batch), batch, held_out=True)
+            depth.append(_log_total(batch)[:, 0] - expected_depth)
+            error.append(self.expression.encode(self._expression(batch)) - z)
         self.probabilities.start(torch.cat(error), self.expression.books.share)
         self.depth_variance.copy_(torch.cat(depth).square().mean())
 
     def _case(self, batch: Batch) -> Batch:
-        """From image tokens and place to log panel total and expression tokens."""
-        depth = batch["counts"].sum(-1, keepdim=True).clamp(min=1.0).log()
-        z = self.expression.encode(self._expression(batch))
+        """From image tokens and place to log panel total and expression."""
         return {
-            "features": self._image_tokens(batch),
+            "features": self.image.decode(self._image_tokens(batch)),
             "xy": batch["xy"],
-            "targets": torch.cat([depth, z.flatten(1)], dim=-1),
+            "targets": torch.cat([_log_total(batch), self._expression(batch)], dim=-1),
             "fold": batch["unit"] % N_FOLDS,
         }
 
@@ -152,7 +153,8 @@ class GenSTNetwork(Network):
         return normalized(batch["counts"], self.target_total)
 
     def _image_tokens(self, batch: Batch) -> Tensor:
-        return self.image.encode(self._features(batch)).flatten(1)
+        """(B, M_i, d_i)"""
+        return self.image.encode(self._features(batch))
 
     # -- training --------------------------------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ class GenSTNetwork(Network):
         total = parts["image"] + parts["expression"] + beta * (image_commitment + commitment).mean()
         if self.aligning or not self.training:
             # the image tokens are asked about expression, not bent towards that of training spots
-            answer = self._translate(seen.z.flatten(1).detach(), batch, held_out=self.training)
+            answer = self._translate(seen.z.detach(), batch, held_out=self.training)
             z, spread = coded.z.detach(), coded.z.detach().square().mean()
             parts["tokens"] = (answer.z - z).square().mean() / spread.clamp(min=1e-6)
             parts["codes"] = F.nll_loss(answer.log_probability.flatten(0, 1), coded.code.flatten())
@@ -178,17 +180,25 @@ class GenSTNetwork(Network):
             )
         return Loss(total, parts)
 
-    def _experts(self, tokens: Tensor, batch: Batch, *, held_out: bool) -> Tensor:
-        fold = batch["unit"] % N_FOLDS if held_out else None
-        return self.experts.answers(tokens, batch["xy"], fold)
+    @torch.no_grad()
+    def _expected(self, tokens: Tensor, batch: Batch, *, held_out: bool) -> tuple[Tensor, Tensor]:
+        """Log panel total (B,) and expression tokens (B, M, d) that the experts expect.
+
+        They read the image as its tokens tell it, answer gene by gene, and the expression encoder turns that into
+        tokens: asked for tokens directly, they spend as much on those that are noise as on those that matter. No
+        gradient: the encoder would make tokens easy to expect by making them small.
+        """
+        features = self.image.decode(tokens)
+        answer = self.experts.answers(features, batch["xy"], batch["unit"] % N_FOLDS if held_out else None)
+        return answer[:, 0], self.expression.encode(answer[:, 1:])
 
     def _translate(self, tokens: Tensor, batch: Batch, *, held_out: bool = False) -> Translated:
-        expected = self._experts(tokens, batch, held_out=held_out)
-        z = expected[:, 1:]
+        log_depth, z = self._expected(tokens, batch, held_out=held_out)
         if self.learned is not None:
-            z = z + self.learned(torch.cat([tokens, z], dim=-1))
-        z = z.unflatten(-1, self.expression.shape)
-        return Translated(expected[:, 0], z, self.probabilities(z, self.expression.books.codes))
+            z = z + self.learned(torch.cat([tokens.flatten(1), z.flatten(1)], dim=-1)).unflatten(
+                -1, self.expression.shape
+            )
+        return Translated(log_depth, z, self.probabilities(z, self.expression.books.codes))
 
     # -- prediction ------------------------------------------------------------------------------------------------
 
@@ -284,6 +294,11 @@ class GenSTNetwork(Network):
             square = square + means.square().mean(0).sum(0)
             excess = excess + ((batch["counts"] - mean).square() - mean - spread).sum(0)
         self.log_dispersion.copy_((square / excess.clamp(min=1e-6)).clamp(0.3, 300.0).log())
+
+
+def _log_total(batch: Batch) -> Tensor:
+    """(B, 1)"""
+    return batch["counts"].sum(-1, keepdim=True).clamp(min=1.0).log()
 
 
 def _image_autoencoder(
