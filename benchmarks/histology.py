@@ -801,6 +801,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument(
         "--quick", action="store_true", help="one seed, smaller toy tissue, no place-free GenAR"
     )
+    parser.add_argument("--with-place", action="store_true", help="leave out the models without place")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument(
         "--max-epochs", type=int, help="train GenAR shorter than its default (for trying the script)"
@@ -817,6 +818,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         changes |= {"datasets": ("toy",), "max_folds": 2, "toy": ToySize(4, 2, 150, 100)}
     if given.quick:
         changes |= QUICK
+    if given.with_place:
+        changes["without_place"] = False
     if given.datasets:
         changes["datasets"] = tuple(name for name in given.datasets.split(",") if name)
     elif given.data is None:

@@ -76,8 +76,8 @@ def as_anndata(adata: AnnData, key: str = _keys.GENAR) -> AnnData:
 
     Returns
     -------
-    AnnData, spots × predicted genes: the prediction in ``X``, what was predicted beside it in ``layers`` (``"sd"``,
-    ``"normalized"``), ``obs``, ``var`` if ``adata`` has all of the genes, coordinates and embeddings in ``obsm``, images and
+    AnnData, spots × predicted genes: the prediction in ``X``, what was predicted beside it in ``layers`` (``"sd"``, in
+    counts, ``"normalized"``, ``"counts"``), ``obs``, ``var`` if ``adata`` has all of the genes, coordinates and embeddings in ``obsm``, images and
     the prediction's own record in ``uns``. Measured counts are left behind. Nothing is shared with ``adata``.
 
     Examples
@@ -91,7 +91,7 @@ def as_anndata(adata: AnnData, key: str = _keys.GENAR) -> AnnData:
     from anndata import AnnData
 
     found = read_prediction(adata, key)
-    beside = {"sd": _keys.spread_key(key), "normalized": _keys.normalized_key(key)}
+    beside = {"sd": _keys.spread_key(key), "normalized": _keys.normalized_key(key), "counts": _keys.counts_key(key)}
     is_known = found.genes.isin(adata.var_names).all()
     new = AnnData(
         _dense(found).copy(),

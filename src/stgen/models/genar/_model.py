@@ -53,7 +53,7 @@ class GenAR(CountModel):
     --------
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue()
-    >>> stg.pp.split(adata, by="section", test=1, library_key="section")
+    >>> stg.pp.split(adata, by="patient", test=["p2"], validation=0)
     >>> stg.models.GenAR.setup_anndata(adata, library_key="section", split_key="split")
     >>> model = stg.models.GenAR(adata)
     >>> model.train(max_epochs=5)

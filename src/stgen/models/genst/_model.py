@@ -57,7 +57,7 @@ class GenST(CountModel):
     --------
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue()
-    >>> stg.pp.split(adata, by="section", test=1, library_key="section")
+    >>> stg.pp.split(adata, by="patient", test=["p2"], validation=0)
     >>> stg.models.GenST.setup_anndata(adata, library_key="section", split_key="split")
     >>> model = stg.models.GenST(adata)
     >>> model.train(max_epochs=4)
