@@ -71,6 +71,8 @@ def test_metrics_are_those_of_stgen_on_the_stated_scales(ran):
     assert names == per_gene | {"pit_deviation", "pit_deviation_pooled"} | others | {
         "coverage_50_gap",
         "coverage_90_gap",
+        "codes_used",
+        "perplexity_share",
     }
     scales = ran.rows.groupby("metric")["scale"].agg(set)
     assert all(scales[name] == {"normalized", "raw"} for name in per_gene)
@@ -93,7 +95,8 @@ def test_every_null_and_baseline_stands_beside_the_model(ran, benchmark):
     assert (n_rows == n_rows["GenAR"]).all() and n_rows["GenAR"] == 4  # 2 held-out patients × 2 seeds
     expected = {one.name for one in histology_baselines()}
     expected |= {"ridge without neighbours", "ridge with place", benchmark.LINEAR, benchmark.UNTRAINED}
-    expected |= {"GenAR (counts)", benchmark.NO_PLACE}
+    expected |= {"GenAR (counts)", benchmark.NO_PLACE, "contrastive retrieval with place"}
+    expected |= {benchmark.GENST, benchmark.GENST_UNTRAINED, benchmark.GENST_NO_PLACE, "GenST (nearest code)"}
     assert expected < set(n_rows.index)
 
 

@@ -33,7 +33,7 @@ from ...nn._network import Batch, Loss, Network
 from ...nn._noise import keyed_uniform
 from ._config import GenSTConfig
 from ._parts import CodeProbabilities, TokenAutoencoder, contrast, perceptron
-from ._pixels import TileAutoencoder, n_statistics
+from ._pixels import TileAutoencoder
 
 MAX_COUNT = 2001
 """Counts from here on share the last entry of a distribution."""
@@ -73,8 +73,9 @@ class GenSTNetwork(Network):
         super().__init__()
         self.config, self.n_genes = config, n_genes
         self.image = _image_autoencoder(config, n_features, tile_px)
-        M, d, K = config.n_tokens, config.token_width, config.n_codes
-        self.expression = TokenAutoencoder(n_genes, M, d, K, config)
+        K = config.n_codes
+        self.expression = TokenAutoencoder(n_genes, config.n_tokens, config.token_width, K, config)
+        M, d = self.expression.shape
         n_image = math.prod(self.image.shape)
         self.experts = Experts(
             self.image.n_inputs,
@@ -241,7 +242,7 @@ class GenSTNetwork(Network):
             return
         spread = self.depth_variance.sqrt()
         for path in range(n_paths):
-            level = keyed_uniform(key, self.config.n_tokens + 1, seed=seed + 104_729 * path)
+            level = keyed_uniform(key, self.expression.shape[0] + 1, seed=seed + 104_729 * path)
             depth = said.log_depth + spread * math.sqrt(2) * torch.erfinv(2 * level[:, 0] - 1)
             yield (
                 depth[:, None]
@@ -305,14 +306,11 @@ def _image_autoencoder(
     config: GenSTConfig, n_features: int | None, tile_px: int | None
 ) -> TokenAutoencoder | TileAutoencoder:
     M, d, K = config.n_image_tokens, config.image_token_width, config.n_image_codes
-    # more tokens, or more axes, than inputs have would carry nothing
     if config.back_end == "pixels":
         assert tile_px is not None
-        P = n_statistics(tile_px)
-        return TileAutoencoder(tile_px, min(M, P), min(d, -(-P // M)), K, config)
+        return TileAutoencoder(tile_px, M, d, K, config)
     assert n_features is not None
-    P = n_features * (2 if config.n_neighbors else 1)
-    return TokenAutoencoder(P, min(M, P), min(d, -(-P // M)), K, config)
+    return TokenAutoencoder(n_features * (2 if config.n_neighbors else 1), M, d, K, config)
 
 
 class _Each:

@@ -46,7 +46,9 @@ class TokenAutoencoder(nn.Module):
         config: GenSTConfig,
     ) -> None:
         super().__init__()
-        self.shape = n_tokens, width
+        # more tokens, or more axes, than inputs have would carry nothing
+        n_tokens = min(n_tokens, n_inputs)
+        self.shape = n_tokens, width = n_tokens, min(width, -(-n_inputs // n_tokens))
         self.register_buffer("mean", torch.zeros(n_inputs))
         self.register_buffer("sd", torch.ones(n_inputs))
         n_latent = n_tokens * width

@@ -35,8 +35,8 @@ class TileAutoencoder(nn.Module):
 
     def __init__(self, tile_px: int, n_tokens: int, width: int, n_codes: int, config: GenSTConfig) -> None:
         super().__init__()
-        self.shape = n_tokens, width
         self.looks = TokenAutoencoder(n_statistics(tile_px), n_tokens, width, n_codes, config)
+        self.shape = n_tokens, width = self.looks.shape
         self.register_buffer("colour_mean", torch.zeros(3, 1, 1))
         self.register_buffer("colour_sd", torch.ones(3, 1, 1))
         self.see = _see(n_tokens * width, config)
