@@ -290,3 +290,11 @@ def test_one_call_predicts_from_tiles_and_records_where_they_lie(fitted, section
     found = other.layers["genst_normalized"] if "genst_normalized" in other.layers else other.layers["genst"]
     assert np.isfinite(found).all()
     assert other.uns["genst"]["params"]["histology_key"] == "cut"
+
+
+def test_the_preset_reads_tiles_and_trains_for_longer(tissue):
+    adata = tissue.copy()
+    stg.models.GenST.setup_anndata(adata, **KEYS)
+    model = stg.models.GenST(adata, preset="pixels", n_codes=6)
+    assert model.config == GenSTConfig(back_end="pixels", n_codes=6)
+    assert model.training_defaults.min_epochs > build(tissue.copy()).training_defaults.min_epochs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -48,6 +49,8 @@ class GenST(CountModel):
         AnnData after :meth:`setup_anndata`.
     config
         Architecture; see :class:`GenSTConfig`.
+    preset
+        ``"pixels"``: reads tiles, and trains for longer.
     random_state
         Seed of the initial weights.
     **changes
@@ -71,6 +74,11 @@ class GenST(CountModel):
     _training: ClassVar[TrainingOptions] = TrainingOptions(
         n_steps=300, min_epochs=20, batch_size=64, weight_decay=0.01, patience=10
     )
+    _presets: ClassVar[Mapping[str, GenSTConfig]] = {"pixels": GenSTConfig(back_end="pixels")}
+    _training_of_presets: ClassVar[Mapping[str, TrainingOptions]] = {
+        # convolutions start from nothing, a code of features from principal components
+        "pixels": dataclasses.replace(_training, n_steps=600, min_epochs=40)
+    }
 
     @classmethod
     def setup_anndata(
