@@ -678,9 +678,10 @@ def answers_of(
     if options.ablations:
         for name, changes in ABLATIONS.items():
             yield from run_genar(fold, seed, name, max_epochs=epochs, **changes(fold.train.n_vars))
-    elif options.without_place:
+        return
+    yield from run_genst(fold, seed, GENST_NO_PLACE, max_epochs=epochs, use_place=False)
+    if options.without_place:
         yield from run_genar(fold, seed, NO_PLACE, max_epochs=epochs, use_place=False)
-        yield from run_genst(fold, seed, GENST_NO_PLACE, max_epochs=epochs, use_place=False)
 
 
 def run(options: Options, command: str = "") -> tuple[Results, dict[str, Any], list[dict[str, Any]]]:
@@ -801,7 +802,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument(
         "--quick", action="store_true", help="one seed, smaller toy tissue, no place-free GenAR"
     )
-    parser.add_argument("--with-place", action="store_true", help="leave out the models without place")
+    parser.add_argument("--with-place", action="store_true", help="leave out GenAR without place, the slowest row")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument(
         "--max-epochs", type=int, help="train GenAR shorter than its default (for trying the script)"

@@ -39,6 +39,8 @@ class GenSTConfig:
     """λ2, weight of the cross-entropy of the true codes."""
     align_spots: float = 0.1
     """λ3, weight of telling spots of a batch apart (InfoNCE)."""
+    shift_penalty: float = 5.0
+    """Weight of the squared shift by which the translator's network moves a token from where the experts expect it."""
     alone: float = 0.3
     """Share of the epochs in which each autoencoder trains alone, before both are aligned."""
     nonlinear: bool = True
@@ -65,6 +67,6 @@ class GenSTConfig:
         for name in ("dropout", "decay", "alone"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must be in [0, 1); got {getattr(self, name)}.")
-        for name in ("commitment", "align_tokens", "align_codes", "align_spots"):
+        for name in ("commitment", "align_tokens", "align_codes", "align_spots", "shift_penalty"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` must be 0 or more; got {getattr(self, name)}.")

@@ -50,6 +50,8 @@ class Translated(NamedTuple):
     """(B, M, d), where the expression tokens are expected."""
     log_probability: Tensor
     """(B, M, K) of every code."""
+    shift: Tensor
+    """(B, M, d), what the network added to where the experts expect the tokens."""
 
 
 class GenSTNetwork(Network):
@@ -171,11 +173,13 @@ class GenSTNetwork(Network):
             answer = self._translate(seen.z.detach(), batch, held_out=self.training)
             z, spread = coded.z.detach(), coded.z.detach().square().mean()
             parts["tokens"] = (answer.z - z).square().mean() / spread.clamp(min=1e-6)
+            parts["shift"] = answer.shift.square().mean() / spread.clamp(min=1e-6)
             parts["codes"] = F.nll_loss(answer.log_probability.flatten(0, 1), coded.code.flatten())
             parts["spots"] = contrast(answer.z.flatten(1), z.flatten(1), self.log_temperature)
             total = (
                 total
                 + self.config.align_tokens * parts["tokens"]
+                + self.config.shift_penalty * parts["shift"]
                 + self.config.align_codes * parts["codes"]
                 + self.config.align_spots * parts["spots"]
             )
@@ -195,11 +199,11 @@ class GenSTNetwork(Network):
 
     def _translate(self, tokens: Tensor, batch: Batch, *, held_out: bool = False) -> Translated:
         log_depth, z = self._expected(tokens, batch, held_out=held_out)
+        shift = torch.zeros_like(z)
         if self.learned is not None:
-            z = z + self.learned(torch.cat([tokens.flatten(1), z.flatten(1)], dim=-1)).unflatten(
-                -1, self.expression.shape
-            )
-        return Translated(log_depth, z, self.probabilities(z, self.expression.books.codes))
+            shift = self.learned(torch.cat([tokens.flatten(1), z.flatten(1)], dim=-1)).view_as(z)
+        z = z + shift
+        return Translated(log_depth, z, self.probabilities(z, self.expression.books.codes), shift)
 
     # -- prediction ------------------------------------------------------------------------------------------------
 
