@@ -131,10 +131,10 @@ def test_gradients_do_not_touch_the_translator_while_autoencoders_are_alone(net,
 
 def test_alone_the_loss_has_no_alignment_and_validation_always_has(net, batch):
     net.begin_epoch(0, 10, BATCHES)
-    assert list(net.eval().loss(batch).parts) == ["image", "expression", "tokens", "codes", "spots"]
+    assert list(net.eval().loss(batch).parts) == ["image", "expression", "tokens", "shift", "codes", "spots"]
     assert list(net.train().loss(batch).parts) == ["image", "expression"]
     net.begin_epoch(5, 10, BATCHES)
-    assert list(net.train().loss(batch).parts) == ["image", "expression", "tokens", "codes", "spots"]
+    assert list(net.train().loss(batch).parts) == ["image", "expression", "tokens", "shift", "codes", "spots"]
 
 
 def test_the_translator_starts_anew_once_when_phases_change(net, batch, monkeypatch):
