@@ -42,6 +42,8 @@ SHARED = {
     "he_layer": "Layer of ``train_on`` that holds the counts. ``None`` means ``X``.",
     "he_histology_key": "Key in ``obsm`` of the histology embedding. ``None`` means what the model was fitted with, else "
     '``"X_histology"``.',
+    "he_tiles_key": "Instead of ``histology_key``: key in ``obsm`` of tiles as :func:`stgen.pp.histology_tiles` writes "
+    "them. ``None`` means what the model was fitted with.",
     "he_spatial_key": "Key in ``obsm`` of the coordinates in µm. ``None`` means what the model was fitted with, else "
     '``"spatial"``.',
     "he_library_key": "Column of ``obs`` that tells sections apart. ``None`` means what the model was fitted with, else "

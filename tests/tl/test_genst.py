@@ -391,3 +391,198 @@ def test_a_model_of_another_kind_says_so(tissue, new, tmp_path):
     stg.models.GenAR(train, width=16, n_layers=1, n_heads=2, scales=None).save(tmp_path / "genar")
     with pytest.raises(ValueError, match="holds a GenAR, not a GenST"):
         stg.tl.genst_predict(new, model=tmp_path / "genar")
+
+
+# pixels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cut():
+    """Three sections whose tiles are cut from their images; the embedding is there too."""
+    adata = stg.datasets.toy_tissue(
+        n_sections=3, n_patients=3, spots_per_section=36, n_genes=10, histology="images"
+    )
+    stg.pp.histology_tiles(adata, "hires", library_key=_keys.LIBRARY, tile_px=32)
+    if _keys.HISTOLOGY not in adata.obsm:
+        adata.obsm[_keys.HISTOLOGY] = np.random.default_rng(0).normal(size=(adata.n_obs, 5))
+    return adata
+
+
+@pytest.fixture
+def sections(cut):
+    """Two that train, each an AnnData of its own, and a new one that is nothing but tiles and places."""
+    one, two, new = (cut[cut.obs[_keys.LIBRARY] == f"s{i}"].copy() for i in (1, 2, 3))
+    obsm = {key: new.obsm[key] for key in (_keys.SPATIAL, _keys.TILES)}
+    bare = ad.AnnData(
+        obs=pd.DataFrame(index=new.obs_names), obsm=obsm, uns={_keys.TILES: new.uns[_keys.TILES]}
+    )
+    return one, two, bare
+
+
+@pytest.fixture(scope="module")
+def of_pixels(cut, tmp_path_factory):
+    """A model that was trained on tiles of several sections and kept, and what its call wrote."""
+    path = tmp_path_factory.mktemp("pixels") / "model"
+    one, two, new = (cut[cut.obs[_keys.LIBRARY] == f"s{i}"].copy() for i in (1, 2, 3))
+    before = one.copy()
+    stg.tl.genst_predict(new, train_on=[one, two], tiles_key=_keys.TILES, save=path, **FAST)
+    assert not unchanged(before, one)
+    return stg.models.GenST.load(path, accelerator="cpu"), new
+
+
+def renamed(adata, key="cut"):
+    adata = adata.copy()
+    adata.obsm[key], adata.uns[key] = adata.obsm.pop(_keys.TILES), adata.uns.pop(_keys.TILES)
+    return adata
+
+
+def larger(adata):
+    adata = adata.copy()
+    adata.obsm[_keys.TILES] = adata.obsm[_keys.TILES].repeat(2, axis=1).repeat(2, axis=2)
+    return adata
+
+
+def test_naming_tiles_trains_on_pixels_of_all_sections(of_pixels, sections):
+    model, new = of_pixels
+    assert model.preset == "pixels"
+    assert model.config.back_end == "pixels"
+    assert model._facts["tiles"]["tile_um"] == new.uns[_keys.TILES]["params"]["tile_um"]
+    assert list(new.uns["genst"]["train_sections"]) == ["s1", "s2"]
+    params = new.uns["genst"]["params"]
+    assert params["tiles_key"] == _keys.TILES
+    assert "histology_key" not in params
+    assert new.uns["genst"]["model"]["tile_um"] == model._facts["tiles"]["tile_um"]
+    image = sections[2]
+    stg.tl.genst_predict(image, model=model, n_paths=2)
+    for key in WRITTEN:
+        np.testing.assert_allclose(image.obsm[key], new.layers[key], rtol=1e-5)
+
+
+def test_tiles_of_sections_follow_their_spots(sections):
+    from stgen.tl._training_sections import Slots, training_table
+
+    one, two, _ = (renamed(section) for section in sections)
+    slots = Slots(None, None, _keys.SPATIAL, None, None, None, tiles="cut")
+    table, _ = training_table([one, two], slots, genes=None, n_genes=None)
+    np.testing.assert_array_equal(table.obsm["cut"], np.concatenate([one.obsm["cut"], two.obsm["cut"]]))
+    assert table.obsm["cut"].dtype == np.uint8
+    assert table.uns["cut"]["params"]["tile_um"] == one.uns["cut"]["params"]["tile_um"]
+    assert _keys.HISTOLOGY not in table.obsm
+    table, _ = training_table(one, slots, genes=None, n_genes=None)
+    assert np.shares_memory(table.obsm["cut"], one.obsm["cut"])  # tiles are large
+
+
+def test_tiles_are_read_from_the_key_that_is_named(of_pixels, sections):
+    model, _ = of_pixels
+    image, other = sections[2], renamed(sections[2])
+    stg.tl.genst_predict(image, model=model, n_paths=2)
+    stg.tl.genst_predict(other, model=model, n_paths=2, tiles_key="cut")
+    np.testing.assert_array_equal(other.obsm["genst"], image.obsm["genst"])
+    assert other.uns["genst"]["params"]["tiles_key"] == "cut"
+    assert model._fields[0].key == _keys.TILES
+
+
+@pytest.mark.parametrize(
+    ("given", "preset"),
+    [({}, "pixels"), ({"back_end": "pixels"}, "pixels"), ({"preset": "pixels", "n_codes": 5}, "pixels")],
+    ids=str,
+)
+def test_the_preset_for_pixels_is_taken_by_itself(given, preset):
+    from stgen.tl._genst import _kwargs_for_image
+
+    assert _kwargs_for_image("tiles", given) == {**given, "preset": preset}
+    assert _kwargs_for_image(None, {"n_codes": 5}) == {"n_codes": 5}
+
+
+def test_a_config_of_ones_own_is_taken_as_it_is():
+    from stgen.tl._genst import _kwargs_for_image
+
+    config = stg.models.GenSTConfig(back_end="pixels")
+    assert _kwargs_for_image("tiles", {"config": config}) == {"config": config}
+    with pytest.raises(ValueError, match="`model_kwargs` ask for back_end='features'"):
+        _kwargs_for_image("tiles", {"config": stg.models.GenSTConfig()})
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (
+            {"tiles_key": "tiles", "model_kwargs": {"back_end": "features"}},
+            "`tiles_key='tiles'` names tiles; .* ask for back_end='features'.* Leave `tiles_key` out, or ask for",
+        ),
+        (
+            {"model_kwargs": {"preset": "pixels"}},
+            "`model_kwargs` ask for back_end='pixels', which reads tiles. Name them: `tiles_key=\"tiles\"`",
+        ),
+        (
+            {"tiles_key": "tiles", "histology_key": _keys.HISTOLOGY},
+            r"Give `histology_key` \(an embedding\) or `tiles_key` \(tiles\), and not both; got 'X_histology' and 'tiles'",
+        ),
+        (
+            {"tiles_key": _keys.HISTOLOGY},
+            r"Section 'A': obsm\['X_histology'\] must be spots × p × p × 3; .* an embedding, not tiles: cut tiles with",
+        ),
+        (
+            {"histology_key": "tiles"},
+            r"Section 'A': obsm\['tiles'\] must be spots × features; .* Embed the tiles first",
+        ),
+    ],
+    ids=str,
+)
+def test_training_on_an_embedding_and_tiles_mixed_up_is_refused(how, message, sections):
+    one, two, new = sections
+    before = new.copy()
+    with pytest.raises(ValueError, match=message):
+        stg.tl.genst_predict(new, train_on={"A": one, "B": two}, **how)
+    assert not unchanged(before, new)
+
+
+def test_a_model_of_the_other_kind_of_image_is_refused(model, of_pixels, cut):
+    new = cut[cut.obs[_keys.LIBRARY] == "s3"].copy()
+    of_embedding, of_tiles = model, of_pixels[0]
+    for call in (stg.tl.genst_predict, stg.tl.genst_report):
+        with pytest.raises(
+            ValueError, match=r"fitted on tiles; `histology_key='tiles'` names .* Name tiles: `tiles_key="
+        ):
+            call(new, model=of_tiles, histology_key="tiles")
+        with pytest.raises(
+            ValueError, match=r"fitted on a histology embedding; `tiles_key='tiles'` .* Embed them with"
+        ):
+            call(new, model=of_embedding, tiles_key="tiles")
+        with pytest.raises(ValueError, match=r"and not both; got 'X' and 'tiles'"):
+            call(new, model=of_tiles, histology_key="X", tiles_key="tiles")
+
+
+@pytest.mark.parametrize("way", ["model", "train_on"])
+def test_tiles_that_are_missing_or_of_another_size_are_refused_before_training(
+    way, of_pixels, sections, monkeypatch
+):
+    monkeypatch.setattr(stg.models.GenST, "train", lambda *_, **__: pytest.fail("it trained first"))
+    one, two, new = sections
+    how = {"model": of_pixels[0]} if way == "model" else {"train_on": [one, two], **FAST}
+    missing = r"obsm\['tiles'\] does not exist.* Cut tiles with .*, or name yours with `tiles_key=`"
+    with pytest.raises(KeyError, match=missing):
+        stg.tl.genst_predict(renamed(new), tiles_key="tiles", **how)
+    size = r"fitted on tiles of 32 × 32 pixels; those of obsm\['tiles'\] are 64 × 64\. Cut them alike"
+    with pytest.raises(ValueError, match=size):
+        stg.tl.genst_predict(larger(new), tiles_key="tiles", **how)
+
+
+def test_a_section_whose_tiles_are_missing_or_of_another_size_is_named(sections):
+    one, two, new = sections
+    with pytest.raises(KeyError, match=r"Section 'B': obsm\['tiles'\] does not exist"):
+        stg.tl.genst_predict(new, train_on={"A": one, "B": renamed(two)}, tiles_key="tiles")
+    with pytest.raises(ValueError, match=r"Section 'B': .* 64 × 64\. Cut them alike"):
+        stg.tl.genst_predict(new, train_on={"A": one, "B": larger(two)}, tiles_key="tiles")
+
+
+def test_a_report_of_pixels_reads_the_tiles_that_are_named(of_pixels, cut):
+    model, _ = of_pixels
+    adata = renamed(cut[cut.obs[_keys.LIBRARY] == "s3"])
+    stg.tl.genst_report(adata, model=model, tiles_key="cut", n_boot=20, n_halvings=2, n_permutations=2)
+    assert adata.uns["genst_report"]["params"]["tiles_key"] == "cut"
+    assert adata.var["genst_captured"].notna().any()
+    adata.obsm[_keys.TILES] = adata.obsm["cut"]
+    np.testing.assert_array_equal(
+        adata.obsm["genst_codes_histology"], model.codes(adata, modality="histology")
+    )

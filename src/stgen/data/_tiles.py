@@ -63,6 +63,8 @@ def _white_of(tiles: Any) -> str:
 
 def _hint(shape: tuple[int, ...]) -> str:
     """What somebody with tiles of this shape has to do."""
+    if len(shape) == 2:
+        return " That is an embedding, not tiles: cut tiles with `stg.pp.histology_tiles`."
     if len(shape) == 4 and shape[3] not in (3, 4) and shape[1] in (3, 4):
         return " Move the channels to the end: `np.moveaxis(tiles, 1, -1)`."
     if len(shape) == 4 and shape[3] == 4:
@@ -127,7 +129,8 @@ class TilesField(Field):
         """The tiles as they lie there, checked."""
         if self.key not in adata.obsm:
             raise KeyError(
-                f"{self.name} does not exist; obsm has {list(adata.obsm)}. Cut tiles with `stg.pp.histology_tiles`."
+                f"{self.name} does not exist; obsm has {list(adata.obsm)}. Cut tiles with `stg.pp.histology_tiles`, or "
+                "name yours with `tiles_key=`."
             )
         tiles = adata.obsm[self.key]
         tiles = tiles if hasattr(tiles, "dtype") and hasattr(tiles, "shape") else np.asarray(tiles)
@@ -141,15 +144,15 @@ class TilesField(Field):
             )
         return tiles
 
+    def size(self, adata: AnnData) -> Facts:
+        """What :meth:`compare` compares; no pixel is looked at."""
+        return {"tile_px": int(self.read(adata).shape[1]), "tile_um": self._tile_um(adata)}
+
     def facts(self, adata: AnnData) -> Facts:
-        tiles = self.read(adata)
-        blank = all_blank(tiles)
+        size = self.size(adata)
+        blank = all_blank(self.read(adata))
         warn_of_blank(blank, adata.obs_names)
-        return {
-            "tile_px": int(tiles.shape[1]),
-            "tile_um": self._tile_um(adata),
-            "n_blank": int(blank.sum()),
-        }
+        return {**size, "n_blank": int(blank.sum())}
 
     def _tile_um(self, adata: AnnData) -> float | None:
         recorded = adata.uns.get(self.key, {})

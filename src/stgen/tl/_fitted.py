@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from stgen.data._names import align_genes, check_unique, looks_like_ensembl
+from stgen.data._tiles import TilesField
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stgen.data._fields import Field
     from stgen.models._base import STModel
 
     M = TypeVar("M", bound=STModel)
@@ -73,6 +75,39 @@ def reading(fitted: M, changes: Mapping[type, Mapping[str, Any]]) -> M:
         for one in fitted._fields
     ]
     return reader
+
+
+def image_field(model: STModel) -> Field:
+    """What the image is read from: an embedding, or tiles."""
+    return next(one for one in model._fields if one.registry_key in ("histology", "tiles"))
+
+
+def image_param(image: Field) -> str:
+    """The parameter that names it."""
+    return "tiles_key" if isinstance(image, TilesField) else "histology_key"
+
+
+def check_one_image(histology_key: str | None, tiles_key: str | None) -> None:
+    """An image is read once: as an embedding, or as tiles."""
+    if histology_key is not None and tiles_key is not None:
+        raise ValueError(
+            f"Give `histology_key` (an embedding) or `tiles_key` (tiles), and not both; got {histology_key!r} and "
+            f"{tiles_key!r}."
+        )
+
+
+def check_image_key(fitted: STModel, histology_key: str | None, tiles_key: str | None) -> None:
+    """The key that the user names must be of the kind that the model reads."""
+    if image_param(image_field(fitted)) == "tiles_key" and histology_key is not None:
+        raise ValueError(
+            f"The model was fitted on tiles; `histology_key={histology_key!r}` names an embedding. Name tiles: "
+            '`tiles_key="tiles"`, as `stg.pp.histology_tiles` cuts them; or give a model that was fitted on an embedding.'
+        )
+    if image_param(image_field(fitted)) == "histology_key" and tiles_key is not None:
+        raise ValueError(
+            f"The model was fitted on a histology embedding; `tiles_key={tiles_key!r}` names tiles. Embed them with "
+            "`stg.pp.embed_histology` and name the result with `histology_key=`, or give a model that was fitted on tiles."
+        )
 
 
 def check_column(adata: AnnData, key: str | None) -> None:

@@ -21,7 +21,18 @@ from stgen.data._tiles import TilesField
 from stgen.pp._editing import check_adata, editable
 
 from ._evaluation_rows import TRAIN_PATIENTS, TRAIN_SECTIONS
-from ._fitted import check_column, check_free, check_names, found_model, kept, reading, trained_model
+from ._fitted import (
+    check_column,
+    check_free,
+    check_image_key,
+    check_names,
+    found_model,
+    image_field,
+    image_param,
+    kept,
+    reading,
+    trained_model,
+)
 from ._records import (
     check_key,
     check_replaceable,
@@ -30,7 +41,7 @@ from ._records import (
     seen_in_training,
     warn_of_seen,
 )
-from ._training_sections import Slots, names_of_training, training_table
+from ._training_sections import Slots, check_images_alike, names_of_training, training_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -81,8 +92,7 @@ def check_call(
 
 def _check_inputs_fit(adata: AnnData, table: AnnData, slots: Slots) -> None:
     """The spots to predict must be like the training spots; say so before training."""
-    histology = HistologyField(slots.histology or _keys.HISTOLOGY)
-    histology.compare(histology.facts(table), adata)
+    check_images_alike(slots, ("", table), ("", adata))
     CoordinatesField(slots.spatial, slots.library).read(adata)
 
 
@@ -112,27 +122,31 @@ def predict_into(
     copy: bool,
     params: Mapping[str, Any],
     more: Callable[[M], Mapping[str, Any]],
+    tiles_key: str | None = None,
 ) -> AnnData | None:
     """Find or train the model, ask it, write. The call went through :func:`check_call`.
 
-    ``params`` and ``more`` (told by the fitted model) join the record of the first result.
+    ``params`` and ``more`` (told by the fitted model) join the record of the first result. With ``tiles_key`` the model
+    reads tiles in place of an embedding.
     """
     slots = Slots(
         layer,
-        histology_key or _keys.HISTOLOGY,
+        None if tiles_key else histology_key or _keys.HISTOLOGY,
         spatial_key or _keys.SPATIAL,
         library_key,
         patient_key,
         split_key,
+        tiles=tiles_key,
     )
     if train_on is None:
         fitted, path = found_model(kind, model, "predict")
         check_column(adata, library_key)
+        check_image_key(fitted, histology_key, tiles_key)
         reader = reading(
             fitted,
             {
                 HistologyField: {"key": histology_key},
-                TilesField: {"key": histology_key},
+                TilesField: {"key": tiles_key},
                 CoordinatesField: {"key": spatial_key, "library_key": library_key},
             },
         )
@@ -173,7 +187,7 @@ def _trained(
     random_state: int,
 ) -> M:
     setup = {
-        "histology_key": slots.histology,
+        **({"histology_key": slots.histology} if slots.tiles is None else {"tiles_key": slots.tiles}),
         "spatial_key": slots.spatial,
         "library_key": slots.library,
         "patient_key": slots.patient,
@@ -217,13 +231,13 @@ def _record(
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
     place = reader._field(CoordinatesField)
-    histology = next(one for one in reader._fields if isinstance(one, HistologyField | TilesField))
-    facts = model._facts[histology.registry_key]
+    image = image_field(reader)
+    facts = model._facts[image.registry_key]
     return record_of(
         model,
         path,
         params={
-            "histology_key": histology.key,
+            image_param(image): image.attr_key,
             "spatial_key": place.key,
             "library_key": place.library_key,
             "n_neighbors": int(model.config.n_neighbors),

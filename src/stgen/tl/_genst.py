@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from stgen import _keys
 from stgen._docs import shared_doc
 
+from ._fitted import check_one_image
 from ._from_histology import Asked, check_call, predict_into
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def genst_predict(
     n_genes: int = 200,
     layer: str | None = None,
     histology_key: str | None = None,
+    tiles_key: str | None = None,
     spatial_key: str | None = None,
     library_key: str | None = None,
     patient_key: str | None = None,
@@ -45,8 +47,8 @@ def genst_predict(
 ) -> AnnData | None:
     """Predict depth-normalised expression of a section from its H&E with :class:`stgen.models.GenST`.
 
-    ``adata`` needs a histology embedding and coordinates, and no genes; counts that it holds are not read. The model
-    is given, or trained here on sections with counts. See :cite:p:`genst`, and the model's page for what is our own.
+    ``adata`` needs a histology embedding (or tiles) and coordinates, and no genes; counts that it holds are not read.
+    The model is given, or trained here on sections with counts. See :cite:p:`genst`, and the model's page for what is our own.
 
     Parameters
     ----------
@@ -66,6 +68,8 @@ def genst_predict(
         %(he_layer)s
     histology_key
         %(he_histology_key)s
+    tiles_key
+        %(he_tiles_key)s When training, this makes a model that reads pixels (``preset="pixels"``).
     spatial_key
         %(he_spatial_key)s
     library_key
@@ -75,7 +79,7 @@ def genst_predict(
     split_key
         %(he_split_key)s
     model_kwargs
-        For training: fields of :class:`stgen.models.GenSTConfig`, such as ``n_codes``.
+        For training: ``preset`` and fields of :class:`stgen.models.GenSTConfig`, such as ``n_codes``.
     train_kwargs
         For training: keywords of :meth:`stgen.models.GenST.train`.
     decode
@@ -106,7 +110,8 @@ def genst_predict(
     Raises
     ------
     ValueError
-        If inputs are not like those the model was fitted on, or the result would replace something that is not a
+        If inputs are not like those the model was fitted on (tiles of another size, an embedding in place of tiles,
+        or the other way round), ``model_kwargs`` ask for what ``tiles_key`` does not give, or the result would replace something that is not a
         prediction of GenST; for training, if counts are not counts, sections share no genes, or there are fewer
         training spots than codes.
 
@@ -123,6 +128,13 @@ def genst_predict(
     >>> stg.tl.genst_predict(new, train_on=train, train_kwargs={"max_epochs": 3})
     >>> new.layers["genst"].shape
     (200, 20)
+
+    From tiles, that is from pixels:
+
+    >>> adata = stg.datasets.toy_tissue(spots_per_section=49, n_genes=20, histology="images")
+    >>> stg.pp.histology_tiles(adata, "hires", library_key="section", tile_px=32)
+    >>> train, new = adata[adata.obs["patient"] == "p1"].copy(), adata[adata.obs["patient"] == "p2"].copy()
+    >>> stg.tl.genst_predict(new, train_on=train, tiles_key="tiles", train_kwargs={"max_epochs": 3})
     """
     counts, spread = _keys.counts_key(key_added), _keys.spread_key(key_added)
     check_call(
@@ -138,6 +150,9 @@ def genst_predict(
     )
     if decode not in DECODED:
         raise ValueError(f"`decode` must be one of {', '.join(map(repr, DECODED))}; got {decode!r}.")
+    check_one_image(histology_key, tiles_key)
+    if train_on is not None:
+        model_kwargs = _kwargs_for_image(tiles_key, model_kwargs)
     from stgen.models import GenST
 
     return predict_into(
@@ -155,6 +170,7 @@ def genst_predict(
         n_genes=n_genes,
         layer=layer,
         histology_key=histology_key,
+        tiles_key=tiles_key,
         spatial_key=spatial_key,
         library_key=library_key,
         patient_key=patient_key,
@@ -171,3 +187,31 @@ def genst_predict(
 
 def _target_total(model: GenST) -> dict[str, Any]:
     return {"target_total": float(model.module.target_total)}
+
+
+def _kwargs_for_image(tiles_key: str | None, model_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """How to build a model that reads what is named; a contradiction is said before any data is read."""
+    kwargs = dict(model_kwargs or {})
+    back_end = _back_end(kwargs)
+    if tiles_key is None and back_end == "pixels":
+        raise ValueError(
+            "`model_kwargs` ask for back_end='pixels', which reads tiles. Name them: `tiles_key=\"tiles\"`, as "
+            "`stg.pp.histology_tiles` cuts them; or leave that out of `model_kwargs` to read an embedding."
+        )
+    if tiles_key is not None and back_end == "features":
+        raise ValueError(
+            f"`tiles_key={tiles_key!r}` names tiles; `model_kwargs` ask for back_end='features', which reads a histology "
+            "embedding. Leave `tiles_key` out, or ask for back_end='pixels'."
+        )
+    if tiles_key is not None and kwargs.get("config") is None and kwargs.get("preset") is None:
+        kwargs["preset"] = "pixels"
+    return kwargs
+
+
+def _back_end(model_kwargs: Mapping[str, Any]) -> str | None:
+    """The one that they ask for, by whatever road; ``None`` if by none."""
+    if "back_end" in model_kwargs:
+        return model_kwargs["back_end"]
+    if model_kwargs.get("config") is not None:
+        return getattr(model_kwargs["config"], "back_end", None)
+    return "pixels" if model_kwargs.get("preset") == "pixels" else None

@@ -11,11 +11,20 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._fields import CoordinatesField, CountsField, Field, PatientField, SplitField
+from stgen.data._fields import CoordinatesField, CountsField, HistologyField, PatientField, SplitField
 from stgen.data._names import align_genes
+from stgen.data._tiles import TilesField
 from stgen.pp._editing import check_adata, editable
 
-from ._fitted import check_column, found_model, reading
+from ._fitted import (
+    check_column,
+    check_image_key,
+    check_one_image,
+    found_model,
+    image_field,
+    image_param,
+    reading,
+)
 from ._records import check_key, check_replaceable, columns_of, record_of, seen_in_training, warn_of_seen
 
 if TYPE_CHECKING:
@@ -37,6 +46,7 @@ def genst_report(
     indices: Sequence[int] | np.ndarray | None = None,
     layer: str | None = None,
     histology_key: str | None = None,
+    tiles_key: str | None = None,
     spatial_key: str | None = None,
     library_key: str | None = None,
     patient_key: str | None = None,
@@ -69,7 +79,9 @@ def genst_report(
     layer
         Layer of the counts. ``None`` means what the model was fitted with.
     histology_key
-        Key in ``obsm`` of the histology embedding (or tiles). ``None`` means what the model was fitted with.
+        Key in ``obsm`` of the histology embedding. ``None`` means what the model was fitted with.
+    tiles_key
+        %(he_tiles_key)s
     spatial_key
         %(he_spatial_key)s
     library_key
@@ -135,6 +147,7 @@ def genst_report(
     """
     check_adata(adata, copy=copy)
     check_key(key_added)
+    check_one_image(histology_key, tiles_key)
     slots = {name: _keys.report_key(key_added, name) for name in (*COLUMNS, *CODES)}
     check_replaceable(adata, key_added, "GenST", task=REPORT, slots=("uns",))
     for name, slot in slots.items():
@@ -149,11 +162,12 @@ def genst_report(
         check_column(adata, column)
     split_key = split_key or fitted._field(SplitField).key or _keys.SPLIT
     patient_key = patient_key or fitted._field(PatientField).key or _keys.PATIENT
-    image = _image_field(fitted)
+    check_image_key(fitted, histology_key, tiles_key)
     reader = reading(
         fitted,
         {
-            type(image): {"key": histology_key},
+            HistologyField: {"key": histology_key},
+            TilesField: {"key": tiles_key},
             CoordinatesField: {"key": spatial_key, "library_key": library_key},
             CountsField: {"layer": layer},
         },
@@ -179,7 +193,7 @@ def genst_report(
         path,
         params={
             "layer": reader._field(CountsField).layer,
-            "histology_key": _image_field(reader).attr_key,
+            image_param(image_field(reader)): image_field(reader).attr_key,
             "spatial_key": place.key,
             "library_key": place.library_key,
             "split_key": split_key if split_key in adata.obs and indices is None else None,
@@ -200,11 +214,6 @@ def genst_report(
         adata.obsm[slots[name]] = values
     adata.uns[key_added] = record
     return adata if copy else None
-
-
-def _image_field(model: GenST) -> Field:
-    """What the image is read from: an embedding, or tiles."""
-    return next(one for one in model._fields if one.registry_key in ("histology", "tiles"))
 
 
 def _seen(

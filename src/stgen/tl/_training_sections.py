@@ -23,6 +23,7 @@ from stgen.data._fields import (
     read_counts,
 )
 from stgen.data._names import align_genes, check_unique, some
+from stgen.data._tiles import TilesField
 from stgen.pp._editing import check_adata, obs_column
 from stgen.pp._gene_panel import rank_by_mean_and_sd
 
@@ -37,13 +38,15 @@ class Slots(NamedTuple):
 
     layer: str | None
     histology: str | None
-    """``None`` for models that read expression alone."""
+    """``None`` for models that read expression alone, or tiles."""
     spatial: str
     library: str | None
     patient: str | None
     split: str | None
     labels: str | None = None
     """A column to learn, in which values may be missing."""
+    tiles: str | None = None
+    """In place of ``histology``, for models that read pixels."""
 
 
 def training_table(
@@ -75,7 +78,7 @@ def training_table(
     names, sections = _named_sections(train_on)
     slots = _found_columns(sections, slots, several=names is not None)
     field = _field(slots.layer, expression)
-    histology, xy = _inputs(sections, names, slots, field)
+    image, xy = _inputs(sections, names, slots, field)
     obs = _obs(sections, names, slots)
     panel = _given_panel(sections, genes, carried=n_genes is not None)
     shared = _shared_genes(sections) if panel is None else panel
@@ -92,12 +95,41 @@ def training_table(
     else:  # a model that reads expression goes on reading the same layer
         table.layers[slots.layer] = counts
     table.obsm[slots.spatial] = xy
-    if slots.histology is not None:
-        table.obsm[slots.histology] = histology
-        record = sections[0].uns.get(_keys.HISTOLOGY_PARAMS)
-        if record is not None:
-            table.uns[_keys.HISTOLOGY_PARAMS] = record
+    if slots.tiles is not None:
+        _keep_image(table, slots.tiles, image, slots.tiles, sections[0])
+    elif slots.histology is not None:
+        _keep_image(table, slots.histology, image, _keys.HISTOLOGY_PARAMS, sections[0])
     return table, slots
+
+
+def _keep_image(table: AnnData, key: str, image: np.ndarray | None, record: str, first: AnnData) -> None:
+    """What the image shows, and what ``uns`` says about it; sections that differ in that were refused."""
+    table.obsm[key] = image
+    if record in first.uns:
+        table.uns[record] = first.uns[record]
+
+
+def check_images_alike(slots: Slots, *named: tuple[str, AnnData]) -> None:
+    """Raise unless a model fitted on the first could read the images of all. Names are how messages begin."""
+    image, facts = _image(slots), None
+    if image is None:
+        return
+    for name, one in named:
+        try:
+            if facts is None:
+                facts = image.size(one) if isinstance(image, TilesField) else image.facts(one)
+            else:
+                image.compare(facts, one)
+        except (KeyError, ValueError) as error:
+            if not name:
+                raise
+            raise type(error)(f"{name}: {error.args[0]}") from None
+
+
+def _image(slots: Slots) -> HistologyField | TilesField | None:
+    if slots.tiles is not None:
+        return TilesField(slots.tiles)
+    return None if slots.histology is None else HistologyField(slots.histology)
 
 
 def names_of_training(table: AnnData, slots: Slots) -> pd.Index:
@@ -166,20 +198,22 @@ def _found_columns(sections: list[AnnData], slots: Slots, *, several: bool) -> S
 def _inputs(
     sections: list[AnnData], names: list[str] | None, slots: Slots, field: CountsField
 ) -> tuple[np.ndarray | None, np.ndarray]:
-    """Histology and places of all sections; what is wrong with one is said before they are put together."""
-    place = CoordinatesField(slots.spatial, slots.library)
-    histology = None if slots.histology is None else HistologyField(slots.histology)
-    facts = None if histology is None else histology.facts(sections[0])
+    """Images and places of all sections; what is wrong with one is said before they are put together."""
+    place, image = CoordinatesField(slots.spatial, slots.library), _image(slots)
+    called = [f"Section {name!r}" for name in names or []] or [""]
+    check_images_alike(slots, *zip(called, sections, strict=True))
     for i, one in enumerate(sections):
         where = "" if names is None else f" of section {names[i]!r}"
         check_unique(
             one.var_names, f"Gene names{where}", "Run `adata.var_names_make_unique()` or drop the copies."
         )
         check_values(one, field, where)
-        if histology is not None and facts is not None:
-            histology.compare(facts, one)
     xy = np.concatenate([place.read(one)[0] for one in sections])
-    return None if histology is None else np.concatenate([histology.read(one) for one in sections]), xy
+    if image is None:
+        return None, xy
+    if len(sections) == 1:  # tiles are large; training only reads them
+        return image.read(sections[0]), xy
+    return np.concatenate([image.read(one) for one in sections]), xy
 
 
 def _obs(sections: list[AnnData], names: list[str] | None, slots: Slots) -> pd.DataFrame:

@@ -286,10 +286,10 @@ def test_one_call_predicts_from_tiles_and_records_where_they_lie(fitted, section
     other = section.copy()
     other.obsm["cut"] = other.obsm.pop(_keys.TILES)
     del other.obs[_keys.SPLIT]
-    stg.tl.genst_predict(other, model=fitted, histology_key="cut")
+    stg.tl.genst_predict(other, model=fitted, tiles_key="cut")
     found = other.layers["genst_normalized"] if "genst_normalized" in other.layers else other.layers["genst"]
     assert np.isfinite(found).all()
-    assert other.uns["genst"]["params"]["histology_key"] == "cut"
+    assert other.uns["genst"]["params"]["tiles_key"] == "cut"
 
 
 def test_the_preset_reads_tiles_and_trains_for_longer(tissue):
