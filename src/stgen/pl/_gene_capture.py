@@ -92,8 +92,11 @@ def gene_capture(
     for height in y[np.isnan(captured)]:
         ax.text(0.01, height, "too noisy", va="center", fontsize="small", style="italic", color=INK)
     ax.set_yticks(y, list(shown.index))
-    right = max(1.0, float(np.nanmax([1.0, *high[np.isfinite(high)]])))
-    ax.set(xlim=(-0.02, 1.03 * right), ylim=(-0.8, len(shown) - 0.2))
+    # a share ends at 1; an interval that goes on says that the data cannot tell, and is cut
+    right = 1.06 * float(np.nanmax([1.0, *captured]))
+    cut = high > right
+    ax.scatter(np.full(cut.sum(), right), y[cut], marker=">", s=22, color=COLOR, alpha=0.6, clip_on=False)
+    ax.set(xlim=(-0.02, right), ylim=(-0.8, len(shown) - 0.2))
     ax.set_xlabel(
         "captured: share of reproducible variance\nreliability, ceiling²: share of measured variance"
     )
