@@ -802,7 +802,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument(
         "--quick", action="store_true", help="one seed, smaller toy tissue, no place-free GenAR"
     )
-    parser.add_argument("--with-place", action="store_true", help="leave out GenAR without place, the slowest row")
+    parser.add_argument(
+        "--with-place", action="store_true", help="leave out GenAR without place, the slowest row"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument(
         "--max-epochs", type=int, help="train GenAR shorter than its default (for trying the script)"

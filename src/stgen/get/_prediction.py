@@ -91,7 +91,11 @@ def as_anndata(adata: AnnData, key: str = _keys.GENAR) -> AnnData:
     from anndata import AnnData
 
     found = read_prediction(adata, key)
-    beside = {"sd": _keys.spread_key(key), "normalized": _keys.normalized_key(key), "counts": _keys.counts_key(key)}
+    beside = {
+        "sd": _keys.spread_key(key),
+        "normalized": _keys.normalized_key(key),
+        "counts": _keys.counts_key(key),
+    }
     is_known = found.genes.isin(adata.var_names).all()
     new = AnnData(
         _dense(found).copy(),
