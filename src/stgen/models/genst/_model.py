@@ -355,8 +355,8 @@ class GenST(CountModel):
         -------
         A named tuple of tables.
 
-        ``genes``: ``captured`` (share of the gene's reproducible variance that the image shows: ``r_cross``² divided
-        by ``reliability``; 0 where ``r_cross`` < 0, NaN where ``reliability`` < 0.1; chance can bring it above 1),
+        ``genes``: ``captured`` (share of the gene's reproducible variance that the image shows: the square of
+        ``r_cross`` divided by ``reliability``; 0 where ``r_cross`` < 0, NaN where ``reliability`` < 0.1; chance can bring it above 1),
         ``captured_low`` and ``captured_high`` (95 %), ``r_cross`` (measured with predicted from the image),
         ``ceiling`` (measured with made again from its own codes), ``reliability`` (share of measured
         variance that a second measurement would show again, from halves of the counts) and ``n_spots``.
