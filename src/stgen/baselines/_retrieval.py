@@ -111,11 +111,11 @@ class ContrastiveRetrieval(HistologyBaseline):
         with global_random_state_kept():
             self.choice_ = self._choose(rows, y)
             pairs = Pairs(rows.histology, y)
-            ((_, self.library_),) = self._libraries(pairs, (self.choice_.n_epochs,), "all rows")
+            ((_, self.found_),) = self._libraries(pairs, (self.choice_.n_epochs,), "all rows")
 
     def _predict(self, rows: Rows) -> Floats:
         assert rows.histology is not None
-        (answer,) = self.library_.answers(rows.histology, self.n_neighbors, [self.choice_.sharpness])
+        (answer,) = self.found_.answers(rows.histology, self.n_neighbors, [self.choice_.sharpness])
         return answer
 
     def _choose(self, rows: Rows, y: Floats) -> Choice:

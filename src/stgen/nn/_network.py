@@ -17,11 +17,14 @@ B batch, F histology features, k neighbours, G genes. A batch of spots holds
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 Batch = dict[str, Tensor]
 """What a network reads: tensors that share their first dimension."""
@@ -67,3 +70,18 @@ class Network(nn.Module):
     def loss(self, batch: Batch, *, generator: torch.Generator | None = None) -> Loss:
         """The loss of one batch. Randomness inside comes from ``generator``."""
         raise NotImplementedError
+
+
+class Each(Generic[T, U]):
+    """Something made of every item, iterable as often as the items are, one in memory at a time."""
+
+    def __init__(self, make: Callable[[T], U], items: Iterable[T]) -> None:
+        self.make, self.items = make, items
+
+    def __iter__(self) -> Iterator[U]:
+        return map(self.make, self.items)
+
+
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with tensors moved that are not there yet."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

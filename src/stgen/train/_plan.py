@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stgen.data._loaders import Batches, Table
-from stgen.nn._network import Batch, Loss, Network
+from stgen.nn._network import Batch, Each, Loss, Network, on_device
 
 from ._options import TrainingOptions, learning_rate
 from ._progress import Progress
@@ -116,7 +116,7 @@ class TrainingPlan(lightning.LightningModule):
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move tensors that are not there yet."""
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        return on_device(batch, device)
 
     def _seed(self, *purpose: str | int) -> int:
         return seed_from(self.options.random_state, *purpose)
@@ -166,7 +166,7 @@ class TrainingPlan(lightning.LightningModule):
         seed = self._seed("noise", self.state.epoch)
         seed_global_generators(seed)  # dropout draws from the global generator
         self._generator.manual_seed(seed)
-        in_order = _OnDevice(self._batches(self._rows[0]), self.device)
+        in_order = Each(lambda batch: on_device(batch, self.device), self._batches(self._rows[0]))
         self._phase = self.network.begin_epoch(self.state.epoch, self.n_epochs, in_order)
 
     @property
@@ -286,17 +286,6 @@ def _copy_parameters(network: Network, values: dict[str, Tensor]) -> None:
     parameters = dict(network.named_parameters())
     for name, value in values.items():
         parameters[name].copy_(value)
-
-
-class _OnDevice:
-    """Batches moved to a device, iterable again and again."""
-
-    def __init__(self, batches: Batches, device: torch.device) -> None:
-        self.batches, self.device = batches, device
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches:
-            yield {name: tensor.to(self.device) for name, tensor in batch.items()}
 
 
 def _named(means: dict[str, float], phase: str) -> dict[str, float]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ from ...nn._counts import (
 from ...nn._distribution import Prediction
 from ...nn._grouped import Cache, GroupedDecoder
 from ...nn._linear import N_FOLDS
-from ...nn._network import Batch, Loss, Network
+from ...nn._network import Batch, Each, Loss, Network
 from ...nn._noise import keyed_uniform
 from ._config import GenARConfig
 from ._expected import ExpectedCounts
@@ -161,7 +161,7 @@ class GenARNetwork(Network):
     @torch.no_grad()
     def prepare(self, batches: Iterable[Batch], *, seed: int = 0) -> None:
         """Linear path, gene groups, resolutions, vocabulary and first dispersions, from training rows only."""
-        self.expected.fit(_Each(self._linear_inputs, batches))
+        self.expected.fit(Each(self._linear_inputs, batches))
         counts = torch.cat([batch["counts"] for batch in batches])
         counts = counts[:: max(1, len(counts) // PREPARE_ROWS)]
         device = self.identity.device
@@ -422,16 +422,6 @@ class GenARNetwork(Network):
 def _full_precision(tensor: Tensor) -> torch.autocast:
     """Counts stay exact under mixed precision, whose matrix products would round them to 8 bits."""
     return torch.autocast(tensor.device.type, enabled=False)
-
-
-class _Each:
-    """Batches seen through a function, as often as wanted, one in memory at a time."""
-
-    def __init__(self, change: Callable[[Batch], Batch], batches: Iterable[Batch]) -> None:
-        self.change, self.batches = change, batches
-
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self.change, self.batches)
 
 
 def _spread_levels(key: Tensor, n_tokens: int, n_paths: int, seed: int) -> Tensor:

@@ -20,7 +20,7 @@ from stgen.data._loaders import Batches, Table, TileTable
 from stgen.data._tiles import TilesField
 from stgen.models._base import Example, spot_fields
 from stgen.models._count_model import CountModel
-from stgen.nn._network import Batch
+from stgen.nn._network import Batch, Each, on_device
 from stgen.train._options import TrainingOptions
 
 from ._config import GenSTConfig
@@ -432,15 +432,9 @@ class GenST(CountModel):
     def _finish(self, table: Table) -> None:
         """Bias and dispersion of counts, from training rows only."""
         rows = self._field(SplitField).rows(self._data(None))[0]
-        device = self.device
-
-        class OnDevice:
-            def __iter__(self) -> Iterator[Any]:
-                for batch in Batches(table, rows, 256):
-                    yield {name: tensor.to(device) for name, tensor in batch.items()}
-
-        self.module.calibrate(OnDevice())
-        self._warn_of_collapse(OnDevice())
+        batches = Each(lambda batch: on_device(batch, self.device), Batches(table, rows, 256))
+        self.module.calibrate(batches)
+        self._warn_of_collapse(batches)
 
     @torch.no_grad()
     def _warn_of_collapse(self, batches: Iterable[Batch]) -> None:

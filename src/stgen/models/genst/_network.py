@@ -18,7 +18,7 @@ B batch, F histology features, G genes, M tokens, d width, K codes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from ...nn._counts import composition, negative_binomial_slope, negative_binomia
 from ...nn._distribution import Prediction
 from ...nn._experts import Experts
 from ...nn._linear import N_FOLDS
-from ...nn._network import Batch, Loss, Network
+from ...nn._network import Batch, Each, Loss, Network
 from ...nn._noise import keyed_uniform
 from ._config import GenSTConfig
 from ._parts import CodeProbabilities, TokenAutoencoder, contrast, perceptron
@@ -106,8 +106,8 @@ class GenSTNetwork(Network):
         self.target_total.copy_(total.median().clamp(min=1.0))
         was_training = self.training
         self.eval()
-        self.image.start(_Each(self._features, batches), generator)
-        self.expression.start(_Each(self._expression, batches), generator)
+        self.image.start(Each(self._features, batches), generator)
+        self.expression.start(Each(self._expression, batches), generator)
         self._start_translator(batches)
         self.train(was_training)
 
@@ -124,7 +124,7 @@ class GenSTNetwork(Network):
     @torch.no_grad()
     def _start_translator(self, batches: Iterable[Batch]) -> None:
         """Ridge, perceptrons, and how far off they are on sections they have not seen."""
-        self.experts.fit(_Each(self._case, batches))
+        self.experts.fit(Each(self._case, batches))
         error, depth = [], []
         for batch in batches:
             expected_depth, z = self._expected(self._image_tokens(batch), batch, held_out=True)
@@ -263,13 +263,12 @@ class GenSTNetwork(Network):
             (torch.nonzero(rounded == v).flatten().tolist(), int(size[rounded == v].max()))
             for v in rounded.unique()
         ]
+        tables = [negative_binomial_table(self.log_dispersion[columns], n) for columns, n in buckets]
         for log_mean in self._log_means(said, batch["key"], n_paths, seed):
             probability = []
-            for columns, n_counts in buckets:
-                dispersion = self.log_dispersion[columns]
-                slope = negative_binomial_slope(log_mean[:, columns], dispersion)
+            for (columns, n_counts), table in zip(buckets, tables, strict=True):
+                slope = negative_binomial_slope(log_mean[:, columns], self.log_dispersion[columns])
                 count = torch.arange(n_counts, device=slope.device, dtype=slope.dtype)
-                table = negative_binomial_table(dispersion, n_counts)
                 probability.append((table + slope[..., None] * count).softmax(-1))
             yield Prediction(probability, buckets)
 
@@ -315,13 +314,3 @@ def _image_autoencoder(
         return TileAutoencoder(tile_px, M, d, K, config)
     assert n_features is not None
     return TokenAutoencoder(n_features * (2 if config.n_neighbors else 1), M, d, K, config)
-
-
-class _Each:
-    """Something made of every batch, iterable again and again."""
-
-    def __init__(self, make: Callable[[Batch], object], batches: Iterable[Batch]) -> None:
-        self.make, self.batches = make, batches
-
-    def __iter__(self) -> Iterator:
-        return map(self.make, self.batches)

@@ -10,12 +10,13 @@ B batch, p pixels per side, P statistics, M tokens, d width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...nn._network import Each
 from ...nn._quantize import Codebooks
 from ._config import GenSTConfig
 from ._parts import Coded, TokenAutoencoder
@@ -93,17 +94,7 @@ class TileAutoencoder(nn.Module):
         mean = first / n
         self.colour_mean.copy_(mean)
         self.colour_sd.copy_((second / n - mean.square()).clamp(min=1e-4).sqrt())
-        self.looks.start(_Statistics(rows), generator)
-
-
-class _Statistics:
-    """Statistics of every batch of tiles, iterable again and again."""
-
-    def __init__(self, rows: Iterable[Tensor]) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (statistics(absorbed(tiles)) for tiles in self.rows)
+        self.looks.start(Each(lambda tiles: statistics(absorbed(tiles)), rows), generator)
 
 
 def absorbed(tiles: Tensor) -> Tensor:
