@@ -32,6 +32,7 @@ from stgen.data._names import some
 from stgen.metrics import normalize_panel, pearson
 from stgen.metrics._bootstrap import draw_weights, pearson_draws, percentile_interval, spatial_blocks
 from stgen.models._facts import positions
+from stgen.nn._quantize import perplexity
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -351,26 +352,24 @@ def _drawn(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 def perplexity_of(used: np.ndarray) -> np.ndarray:
     """How many codes, equally used, would be as varied: (M, K) spots → (M,)."""
-    share = used / np.maximum(used.sum(axis=1, keepdims=True), 1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.exp(-np.where(share > 0, share * np.log(share), 0.0).sum(axis=1))
+    return perplexity(torch.from_numpy(used / np.maximum(used.sum(axis=1, keepdims=True), 1))).numpy()
 
 
 def warn_of_collapse(side: str, used: np.ndarray, where: str) -> None:
     """Say so when tokens have hardly any codes left: fewer than a tenth of them, or a perplexity below 2."""
     n_codes = used.shape[1]
-    n_used, perplexity = (used > 0).sum(axis=1), perplexity_of(used)
+    n_used, varied = (used > 0).sum(axis=1), perplexity_of(used)
     # of few codes even a healthy perplexity is small
     least = min(2.0, 1 + 0.1 * (n_codes - 1))
-    collapsed = np.flatnonzero((n_used < 0.1 * n_codes) | (perplexity < least))
+    collapsed = np.flatnonzero((n_used < 0.1 * n_codes) | (varied < least))
     if len(collapsed) == 0:
         return
-    worst = collapsed[perplexity[collapsed].argmin()]
+    worst = collapsed[varied[collapsed].argmin()]
     option = "n_image_codes" if side == "histology" else "n_codes"
     tokens = "n_image_tokens" if side == "histology" else "n_tokens"
     warn(
         f"{len(collapsed)} of {len(used)} codebooks of {side} have collapsed: on {where}, token {worst + 1} uses "
-        f"{n_used[worst]} of {n_codes} codes (perplexity {perplexity[worst]:.1f}). Look whether the {side} varies at all; "
+        f"{n_used[worst]} of {n_codes} codes (perplexity {varied[worst]:.1f}). Look whether the {side} varies at all; "
         f"then lower `{tokens}` (tokens with nothing to say collapse first) or `{option}`, lower `commitment`, or train "
         "for more epochs."
     )
