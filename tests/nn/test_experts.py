@@ -103,3 +103,59 @@ def test_saved_experts_answer_the_same(standardise):
     for fold in (None, new["fold"]):
         assert torch.equal(*(one.answers(new["features"], new["xy"], fold) for one in (experts, again)))
     assert ((experts.share >= 0) & (experts.share <= 1)).all()
+
+
+def test_each_expert_changes_the_answer_of_those_before_it_by_its_share():
+    experts = Experts(F, (1, Y - 1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        experts.fit(batches())
+    experts.share.copy_(torch.tensor([[0.5, 0.0, 1.0], [0.0, 0.5, 0.5]]))
+    new = batches(seed=2)[0]
+    inputs = experts.linear.inputs(new["features"], new["xy"])
+    seen = experts._for_others(inputs)
+    ridge, perceptron, retrieval = (
+        experts.linear.answers(inputs),
+        experts.perceptrons(seen),
+        experts.retrieval(seen),
+    )
+    expected = torch.stack(
+        [
+            (ridge[:, 0] + perceptron[:, 0]) / 2,
+            (ridge[:, 1] + retrieval[:, 1]) / 2,
+            (perceptron[:, 2] + retrieval[:, 2]) / 2,
+        ],
+        dim=1,
+    )
+    torch.testing.assert_close(experts.answers(new["features"], new["xy"]), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "n_others"), [({}, 2), ({"retrieval": False}, 1), ({"nonlinear": False}, 0)]
+)
+def test_experts_that_were_not_asked_for_leave_nothing_behind(options, n_others):
+    experts = Experts(F, (1, Y - 1), **options)
+    assert experts.share.shape == (n_others, Y)
+    assert (experts.retrieval is None) == (n_others < 2)
+    assert (experts.perceptrons is None) == (n_others < 1)
+
+
+def test_place_that_explains_little_is_not_used(monkeypatch):
+    """A wave of place explains a small share of left-out sections: used only where as little is asked for."""
+    monkeypatch.setattr("stgen.nn._linear.PLACE_EXPLAINS", 0.0)
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for unit in range(4):
+        features = torch.randn(400, F, generator=generator)
+        xy = 4000 * torch.rand(400, 2, generator=generator) - 2000
+        targets = features[:, :Y] + 0.13 * torch.sin(xy[:, :1] / 1000)
+        made.append({"features": features, "xy": xy, "targets": targets + 0.5 * torch.randn(400, Y, generator=generator), "fold": torch.full((400,), unit)})  # fmt: skip
+
+    def place_scale():
+        path = LinearPath(F, (Y,))
+        path.fit(made)
+        return float(path.place_scale)
+
+    assert place_scale() > 0
+    monkeypatch.setattr("stgen.nn._linear.PLACE_EXPLAINS", 0.05)
+    assert place_scale() == 0

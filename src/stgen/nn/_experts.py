@@ -1,15 +1,17 @@
-"""What to expect of a spot from its histology and place: two experts, stacked target by target.
+"""What to expect of a spot from its histology and place: three experts, stacked target by target.
 
-A ridge (:mod:`._linear`) and a perceptron (:mod:`._perceptron`) answer. How much of each a target gets is decided on
-training spots whose section (patient, where registered) neither expert has seen, so what is linear in morphology keeps
-the ridge, and what has a threshold in it gets the perceptron. The same left-out answers are what a network trains on:
-it meets the errors that a new section will bring.
+A ridge (:mod:`._linear`), a perceptron (:mod:`._perceptron`) and a retrieval (:mod:`._retrieval`) answer. How much of
+each a target gets is decided on training spots whose section (patient, where registered) no expert has seen, so what is
+linear in morphology keeps the ridge, what has a threshold in it gets the perceptron, and what sections share as whole
+profiles is looked up. The same left-out answers are what a network trains on: it meets the errors that a new section
+will bring.
 
 B batch, F histology features, Y targets.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -18,18 +20,21 @@ from torch import Tensor, nn
 from ._linear import N_FOLDS, LinearPath
 from ._network import Batch
 from ._perceptron import Perceptrons
+from ._retrieval import Retrieval
 
 MAX_ROWS = 100_000
-"""Training spots, evenly spread, from which the perceptrons learn."""
+"""Training spots, evenly spread, from which perceptrons and retrieval learn."""
 PLACE_GAIN = 3.0
 """Waves of place have amplitudes below 1, where histology features have unit spread."""
 
 
 class Experts(nn.Module):
-    """Targets expected of a spot. ``blocks`` are numbers of targets that choose a ridge penalty together."""
+    """Targets expected of a spot. ``blocks`` are numbers of targets that choose a ridge penalty together; the last
+    block is the spot's expression profile. Without ``nonlinear`` the ridge is alone.
+    """
 
     share: Tensor
-    """(Y,): the perceptron's share in the answer for each target."""
+    """(O, Y): the share of each other expert, in order, in the answer that the experts before it would give."""
 
     def __init__(
         self,
@@ -38,45 +43,55 @@ class Experts(nn.Module):
         *,
         use_place: bool = True,
         nonlinear: bool = True,
+        retrieval: bool = True,
         standardise: bool = True,
     ) -> None:
         super().__init__()
         self.linear = LinearPath(n_features, blocks, use_place=use_place, standardise=standardise)
-        n_targets = sum(blocks)
-        self.perceptrons = Perceptrons(self.linear.n_inputs, n_targets, N_FOLDS) if nonlinear else None
-        self.register_buffer("share", torch.zeros(n_targets))
+        n_inputs, n_targets = self.linear.n_inputs, sum(blocks)
+        self.perceptrons = Perceptrons(n_inputs, n_targets, N_FOLDS) if nonlinear else None
+        searched = nonlinear and retrieval
+        self.retrieval = Retrieval(n_inputs, n_targets, blocks[-1], N_FOLDS) if searched else None
+        self.register_buffer("share", torch.zeros(len(self._others()), n_targets))
+
+    def _others(self) -> list[Perceptrons | Retrieval]:
+        return [expert for expert in (self.perceptrons, self.retrieval) if expert is not None]
 
     def answers(self, features: Tensor, xy: Tensor, fold: Tensor | None = None) -> Tensor:
         """(B, Y). ``fold`` (B,) asks the experts fitted without the spot's section; without it those fitted on all."""
         inputs = self.linear.inputs(features, xy)
-        linear = self.linear.answers(inputs, fold)
-        if self.perceptrons is None:
-            return linear
-        return linear + self.share * (self.perceptrons(self._for_perceptron(inputs), fold) - linear)
+        answer = self.linear.answers(inputs, fold)
+        seen = self._for_others(inputs)
+        for share, expert in zip(self.share, self._others(), strict=True):
+            answer = answer + share * (expert(seen, fold) - answer)
+        return answer
 
-    def _for_perceptron(self, inputs: Tensor) -> Tensor:
+    def _for_others(self, inputs: Tensor) -> Tensor:
         histology, waves = inputs.tensor_split([inputs.shape[1] - self.linear.n_waves], dim=1)
-        # where the ridge found that place does not carry over to new sections, the perceptron is not told it
+        # where the ridge found that place does not carry over to new sections, the others are not told it
         return torch.cat([histology, PLACE_GAIN * (self.linear.place_scale > 0) * waves], dim=1)
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
         """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``targets``, ``fold``."""
         self.linear.fit(batches)
-        if self.perceptrons is None:
+        if not self._others():
             return
         cases = (
             (self.linear.inputs(batch["features"], batch["xy"]), batch["targets"], batch["fold"])
             for batch in batches
         )
         inputs, targets, fold = (torch.cat(part) for part in zip(*cases, strict=True))
-        step = max(1, len(inputs) // MAX_ROWS)
+        step = math.ceil(len(inputs) / MAX_ROWS)
         inputs, targets, fold = inputs[::step], targets[::step], fold[::step]
-        self.perceptrons.fit(self._for_perceptron(inputs), targets, fold)
-        if len(fold.unique()) > 1:
-            linear = self.linear.answers(inputs, fold)
-            other = self.perceptrons(self._for_perceptron(inputs), fold)
-            self.share.copy_(stacking(targets - linear, other - linear, self.linear.blocks[-1]))
+        answer, seen = self.linear.answers(inputs, fold), self._for_others(inputs)
+        left_out = len(fold.unique()) > 1
+        for share, expert in zip(self.share, self._others(), strict=True):
+            expert.fit(seen, targets, fold)
+            if left_out:
+                change = expert(seen, fold) - answer
+                share.copy_(stacking(targets - answer, change, self.linear.blocks[-1]))
+                answer += share * change
 
 
 def stacking(error: Tensor, change: Tensor, shared_by: slice) -> Tensor:

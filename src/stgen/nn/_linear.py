@@ -22,6 +22,9 @@ from ._positions import periods, plane_waves
 N_FOLDS = 5
 PENALTIES = [10.0**p for p in torch.arange(0.0, 5.5, 0.5).tolist()]
 PLACE_SCALES = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
+PLACE_EXPLAINS = 0.01
+"""Share of the variance of left-out sections that place has to add. With few patients it seems to add a little by chance,
+and what it then says of a new patient is wrong."""
 N_PERIODS, N_DIRECTIONS = 6, 8
 N_COMPONENTS = 256
 ROUGHNESS = 1.5
@@ -135,27 +138,27 @@ class LinearPath(nn.Module):
     def _solve(self, folds: list[_Moments]) -> None:
         used = [f for f, m in enumerate(folds) if m.n]
         everything = _Moments.total([folds[f] for f in used])
-        best: list[tuple[float, float, float]] = [(math.inf, 0.0, 0.0)] * len(self.blocks)
+        # variance left unexplained in sections left out: of each block, by scale of place and penalty
+        left: dict[float, dict[float, list[float]]] = {}
         for scale in PLACE_SCALES if self.use_place else (0.0,):
             error = {penalty: torch.zeros_like(everything.sum_y) for penalty in PENALTIES}
             for f in used:
                 rest = everything.minus(folds[f]) if len(used) > 1 else everything
                 for penalty, (weight, offset) in rest.ridges(self._column_scale(scale), PENALTIES).items():
                     error[penalty] += folds[f].squared_error(weight, offset)
-            for penalty, squared in error.items():
-                unexplained = squared / everything.spread_y().clamp(min=1e-9)
-                for b, block in enumerate(self.blocks):
-                    score = float(unexplained[block].mean())
-                    if score < best[b][0]:
-                        best[b] = (score, scale, penalty)
-        self.place_scale.fill_(best[-1][1])
-        columns = self._column_scale(best[-1][1])
+            share = {penalty: e / everything.spread_y().clamp(min=1e-9) for penalty, e in error.items()}
+            left[scale] = {p: [float(e[block].mean()) for block in self.blocks] for p, e in share.items()}
+        least = {scale: min(blocks[-1] for blocks in by.values()) for scale, by in left.items()}
+        place = min(least, key=lambda scale: least[scale])
+        if least[0.0] - least[place] < PLACE_EXPLAINS:
+            place = 0.0
+        self.place_scale.fill_(place)
+        columns = self._column_scale(place)
+        penalties = [min(PENALTIES, key=lambda p: left[place][p][b]) for b in range(len(self.blocks))]
         for f in range(N_FOLDS + 1):
             held_out = f < N_FOLDS and f in used and len(used) > 1
-            fit = (everything.minus(folds[f]) if held_out else everything).ridges(
-                columns, sorted({penalty for _, _, penalty in best})
-            )
-            for block, (_, _, penalty) in zip(self.blocks, best, strict=True):
+            fit = (everything.minus(folds[f]) if held_out else everything).ridges(columns, set(penalties))
+            for block, penalty in zip(self.blocks, penalties, strict=True):
                 weight, offset = fit[penalty]
                 self.weight[f][:, block] = weight[:, block].to(self.weight.dtype)
                 self.offset[f][block] = offset[block]

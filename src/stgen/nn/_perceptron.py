@@ -54,13 +54,10 @@ class Perceptrons(nn.Module):
 
     def fit(self, inputs: Tensor, targets: Tensor, fold: Tensor) -> None:
         """Fit all perceptrons on training rows."""
-        # which perceptrons may learn from which fold: all but its own
-        n = len(self.first)
-        sees = (torch.ones(n, n) - torch.eye(n)).to(inputs)[:, fold]
-        seen = sees / sees.sum(1, keepdim=True).clamp(min=1.0)
-        self.mean.copy_((seen @ targets)[:, None])
-        spread = (seen @ targets.square())[:, None] - self.mean.square()
-        self.sd.copy_(spread.clamp(min=1e-6).sqrt())
+        sees = may_see(len(self.first), fold)
+        mean, variance = moments(sees, targets)
+        self.mean.copy_(mean)
+        self.sd.copy_(variance.clamp(min=1e-6).sqrt())
         nn.init.uniform_(self.first, -1, 1).div_(math.sqrt(self.first.shape[1]))
         nn.init.zeros_(self.first_bias)
         nn.init.zeros_(self.second)
@@ -93,6 +90,18 @@ class Perceptrons(nn.Module):
         seen = F.dropout(inputs, INPUT_DROPOUT)
         hidden = F.dropout(F.gelu(seen @ self.first + self.first_bias), DROPOUT)
         return hidden @ self.second + self.second_bias
+
+
+def may_see(n: int, fold: Tensor) -> Tensor:
+    """Which of n networks may learn from which row (n, B): each from all folds but its own, the last from all."""
+    return torch.arange(n, device=fold.device)[:, None] != fold
+
+
+def moments(sees: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (n, 1, Y) over the rows that each network may see."""
+    weight = sees.to(values) / sees.sum(1, keepdim=True).clamp(min=1)
+    mean = (weight @ values)[:, None]
+    return mean, (weight @ values.square())[:, None] - mean.square()
 
 
 def _rate(done: float) -> float:

@@ -49,7 +49,11 @@ class GenARConfig:
     coarse_tokens: int = 512
     """Upper limit of V at coarse scales, which are resolved as finely as it allows."""
     nonlinear: bool = True
-    """Let a perceptron join the ridge in saying which counts to expect, as far as held-out sections support it."""
+    """Let a perceptron and a retrieval join the ridge in saying which counts to expect, as far as held-out sections
+    support it."""
+    retrieval: bool = True
+    """Let the retrieval join too. The model then holds the normalised profiles of up to 4,096 training spots, and so
+    does its file."""
     steer: bool = False
     """Steer the decoder's norms by histology and place, as published. Without it both reach the decoder through the
     expected counts alone, which carries over better to new sections while sections are few."""

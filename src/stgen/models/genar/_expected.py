@@ -18,10 +18,8 @@ from ...nn._network import Batch
 class ExpectedCounts(Experts):
     """Log depth (B,) and log composition (B, G) expected of a spot."""
 
-    def __init__(
-        self, n_features: int, n_genes: int, *, use_place: bool = True, nonlinear: bool = True
-    ) -> None:
-        super().__init__(n_features, (1, n_genes), use_place=use_place, nonlinear=nonlinear)
+    def __init__(self, n_features: int, n_genes: int, **options: bool) -> None:
+        super().__init__(n_features, (1, n_genes), **options)
         # beside the ridge's buffers, where checkpoints have it
         self.linear.register_buffer("target_total", torch.ones(()))
 

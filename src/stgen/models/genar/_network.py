@@ -87,7 +87,11 @@ class GenARNetwork(Network):
         n_tokens, n_scales = self.starts[-1], len(self.scales)
         n_inputs = n_features * (2 if config.n_neighbors else 1)
         self.expected = ExpectedCounts(
-            n_inputs, n_genes, use_place=config.use_place, nonlinear=config.nonlinear
+            n_inputs,
+            n_genes,
+            use_place=config.use_place,
+            nonlinear=config.nonlinear,
+            retrieval=config.retrieval,
         )
         D = config.width
         self.condition = (ConditionEncoder if config.steer else Constant)(

@@ -44,9 +44,12 @@ class GenSTConfig:
     alone: float = 0.3
     """Share of the epochs in which each autoencoder trains alone, before both are aligned."""
     nonlinear: bool = True
-    """Let perceptrons join the ridge in the translator, as far as held-out sections support it."""
+    """Let a perceptron and a retrieval join the ridge in the translator, as far as held-out sections support it."""
+    retrieval: bool = True
+    """Let the retrieval join too. The model then holds the normalised profiles of up to 4,096 training spots, and so
+    does its file."""
     translator: bool = True
-    """Let a network learn what ridge and perceptrons leave unexplained."""
+    """Let a network learn what the experts leave unexplained."""
     use_place: bool = True
     """Tell the translator the spot's place, as far as held-out sections support it."""
     n_neighbors: int = 6

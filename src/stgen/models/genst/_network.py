@@ -84,6 +84,7 @@ class GenSTNetwork(Network):
             (1, n_genes),
             use_place=config.use_place,
             nonlinear=config.nonlinear,
+            retrieval=config.retrieval,
             standardise=False,
         )
         self.probabilities = CodeProbabilities(M, K, d)
