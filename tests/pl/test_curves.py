@@ -125,3 +125,18 @@ def test_many_genes_are_not_named():
     assert ax.get_xlabel() == "300 genes, in the order of the hierarchy"
     with pytest.raises(ValueError, match="genes × scales; it is empty"):
         gene_groups(pd.DataFrame())
+
+
+def test_a_phase_with_another_loss_starts_a_curve_of_its_own():
+    table = pd.DataFrame({
+        "train_loss": [0.2, 0.1, 5.0, 4.0],
+        "validation_loss": [0.3, 0.2, 6.0, 5.0],
+        "phase": [1, 1, 2, 2],
+    })  # fmt: skip
+    (ax,) = history(table)
+    curves = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    assert [list(line.get_xdata()) for line in curves] == [[0, 1], [2, 3]] * 2
+    # the ring is where training ends well, not where another loss was small
+    (ring,) = (line for line in ax.lines if line.get_marker() == "o")
+    assert list(ring.get_xdata()) == [3]
+    assert legend(ax) == ["train", "validation"]

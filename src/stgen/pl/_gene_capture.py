@@ -101,12 +101,11 @@ def gene_capture(
         "captured: share of reproducible variance\nreliability, ceiling²: share of measured variance"
     )
     if genes is None and n_all > len(shown):
-        ax.set_title(
-            f"{len(shown)} of {n_all} genes, the most captured", fontsize="small", loc="right", color=INK
-        )
+        title = f"{len(shown)} of {n_all} genes, the most captured"
+        ax.set_title(title, fontsize="small", loc="left", pad=18, color=INK)  # above the legend
     ax.legend(
         loc="lower left",
-        bbox_to_anchor=(0, 1.0 if genes is not None or n_all == len(shown) else 1.02),
+        bbox_to_anchor=(0, 1.0),
         ncols=3,
         frameon=False,
         fontsize="small",

@@ -28,7 +28,8 @@ def history(data: Any, *, quantities: Sequence[str] = ("loss",), axes: Any = Non
 
     Returns
     -------
-    Array of axes. A ring marks the epoch with the lowest validation loss.
+    Array of axes. A ring marks the epoch with the lowest validation loss (of the last phase). A curve breaks off where training enters another
+    phase, whose loss has other parts (GenST).
 
     Examples
     --------
@@ -43,10 +44,13 @@ def history(data: Any, *, quantities: Sequence[str] = ("loss",), axes: Any = Non
     for ax, (quantity, columns) in zip(axes, curves.items()):
         for split, column in columns.items():
             values = table[column].dropna()
-            ax.plot(values.index, values, color=COLORS[split], label=split or quantity, linewidth=1.8)
+            phases = _phases(table, values)
+            for i, part in enumerate(phases):
+                label = None if i else split or quantity
+                ax.plot(part.index, part, color=COLORS[split], label=label, linewidth=1.8)
             if split == "validation":
-                place = int(np.argmin(values))
-                best, lowest = values.index[place], float(values.iloc[place])
+                place = int(np.argmin(phases[-1]))
+                best, lowest = phases[-1].index[place], float(phases[-1].iloc[place])
                 ax.plot(best, lowest, "o", markerfacecolor="none", color=COLORS[split], markersize=9)
                 ax.annotate(
                     f"best, epoch {best}",
@@ -64,6 +68,12 @@ def history(data: Any, *, quantities: Sequence[str] = ("loss",), axes: Any = Non
             ax.legend(frameon=False)
         quiet(ax)
     return axes
+
+
+def _phases(table: pd.DataFrame, values: pd.Series) -> list[pd.Series]:
+    """Parts of a curve with one loss each: where a phase begins, another loss does, and no line should join them."""
+    phase = table["phase"].reindex(values.index) if "phase" in table else pd.Series(0, index=values.index)
+    return [part for _, part in values.groupby((phase != phase.shift()).cumsum())]
 
 
 def _table(data: Any) -> pd.DataFrame:
