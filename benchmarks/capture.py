@@ -152,7 +152,7 @@ def reported(adata: Any, options: Options, seed: int) -> tuple[pd.DataFrame, lis
 
 def shares(table: pd.DataFrame) -> pd.DataFrame:
     """Share of each gene by each method; NaN where GenST reports none."""
-    from stgen.models.genst._report import captured_share
+    from stgen.models.genst._capture import captured_share
 
     def over(r: pd.Series, reliability: pd.Series) -> np.ndarray:
         return captured_share(r.to_numpy(), reliability.to_numpy())

@@ -48,7 +48,7 @@ def test_the_most_captured_genes_stand_in_order(adata):
     assert (np.diff(place[:, 1]) < 0).all()  # from the top down
     np.testing.assert_allclose(dots(ax, "reliability")[:, 0], 0.7)
     np.testing.assert_allclose(dots(ax, "ceiling")[:, 0], 0.64)
-    assert ax.get_title(loc="right") == "10 of 40 genes, the most captured"
+    assert ax.get_title(loc="left") == "10 of 40 genes, the most captured"
 
 
 def test_intervals_reach_from_low_to_high(adata):
@@ -62,7 +62,7 @@ def test_genes_that_are_asked_for_are_drawn_and_noisy_ones_say_so(adata):
     ax = gene_capture(adata, genes=["g39", "g5"])
     assert labels(ax) == ["g5", "g39"]
     assert [text.get_text() for text in ax.texts] == ["too noisy"]
-    assert ax.get_title(loc="right") == ""
+    assert ax.get_title(loc="left") == ""
 
 
 def test_all_genes_fit_and_given_axes_are_used(adata):

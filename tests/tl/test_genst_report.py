@@ -59,7 +59,7 @@ def test_what_is_written_is_what_the_model_reports(adata, model):
             key: len(getattr(found, name)) for key in getattr(found, name)
         }
     assert (record["method"], record["task"], record["intervals"], record["n_spots"]) == (
-        "GenST", "a report", "sections", 98,
+        "GenST", "a report", "sections and blocks", 98,
     )  # fmt: skip
     assert record["params"]["split_key"] == _keys.SPLIT
     assert record["params"]["n_boot"] == 20

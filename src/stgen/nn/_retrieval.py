@@ -132,6 +132,14 @@ class Retrieval(nn.Module):
 class _Encoders(nn.Module):
     """For each of n folds a perceptron with a linear path beside it, to vectors of length 1: (B, P) → (n, B, D)."""
 
+    mean: Tensor
+    sd: Tensor
+    straight: Tensor
+    first: Tensor
+    first_bias: Tensor
+    second: Tensor
+    bias: Tensor
+
     def __init__(self, n: int, n_inputs: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(n, 1, n_inputs))

@@ -92,7 +92,7 @@ def genst_report(
     split_key
         Column of ``obs`` written by :func:`stgen.pp.split`; ``"split"`` if that exists.
     n_boot
-        Draws of the intervals: over sections, or over spatial blocks where there is one section only.
+        Draws of the intervals: over sections, and over spatial blocks within each of them.
     n_halvings
         Times that counts are divided into halves.
     n_permutations
@@ -120,7 +120,7 @@ def genst_report(
       ``obsm["genst_codes_histology"]``, spots × tokens, of all spots; for :func:`stgen.pl.code_tiles`;
     - ``uns["genst_report"]``: ``codes``, ``markers`` (:func:`stgen.get.code_markers`), ``tokens`` (perplexity),
       ``information`` (bits that image and expression codes say about each other, raw and without those by chance), as
-      :meth:`stgen.models.GenST.report` describes them, ``intervals`` (``"sections"`` or ``"blocks"``), ``n_spots``,
+      :meth:`stgen.models.GenST.report` describes them, ``intervals`` (``"sections and blocks"``, or ``"blocks"`` of one section), ``n_spots``,
       ``params``, ``model``, ``versions`` and ``seen_in_training``.
 
     Raises
@@ -155,7 +155,8 @@ def genst_report(
         check_replaceable(adata, slot, "GenST", task=REPORT, slots=(where,), owner=key_added)
 
     from stgen.models import GenST
-    from stgen.models.genst._report import report_of, rows_to_report
+    from stgen.models.genst._report import report_of
+    from stgen.models.genst._sections import rows_to_report
 
     fitted, path = found_model(GenST, model, "report")
     for column in (library_key, patient_key, split_key):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -64,9 +66,9 @@ def fitted(adata, *, max_epochs=12, **changes):
 
 @pytest.fixture(scope="module")
 def parts():
-    from stgen.models.genst import _report
+    from stgen.models.genst import _capture, _code_use, _sections
 
-    return _report
+    return SimpleNamespace(**{**vars(_sections), **vars(_code_use), **vars(_capture)})
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,23 @@ def test_a_share_is_the_squared_correlation_over_reliability_and_lies_in_its_int
     assert (known["captured"] <= known["captured_high"] + 1e-9).all()
 
 
+def test_sections_that_agree_still_leave_room_for_chance(parts):
+    """Two copies of one section: drawing sections changes nothing, drawing blocks of spots within them does."""
+    rng = np.random.default_rng(0)
+    measured = rng.standard_normal((100, 3))
+    said = measured + rng.standard_normal((100, 3))
+    xy = 100.0 * np.stack(np.divmod(np.arange(100), 10), axis=1)
+    counts = rng.poisson(20, (100, 3))
+    section = parts.Section(counts, measured, measured, said, {}, xy)
+    capture = parts.Capture(2, 60.0, n_boot=200, n_halvings=2, rng=rng)
+    capture.add(section)
+    capture.add(section)
+    r = capture.r_drawn.value
+    assert r.shape == (200, 3)
+    assert (r.std(axis=0) > 0.01).all()
+    np.testing.assert_allclose(r.mean(axis=0), pearson(measured, said), atol=0.05)
+
+
 def test_correlations_are_per_section_and_then_averaged(adata, model, report):
     target = float(model.module.target_total)
     said = model.predict()
@@ -122,7 +141,7 @@ def test_correlations_are_per_section_and_then_averaged(adata, model, report):
 def test_the_test_rows_are_reported_on(report):
     assert report.n_spots == 2 * N
     assert (report.genes["n_spots"] == 2 * N).all()
-    assert report.drawn == "sections"
+    assert report.drawn == "sections and blocks"
 
 
 def test_reliability_is_the_correlation_with_a_second_measurement(adata, model, report):
@@ -248,16 +267,17 @@ def test_what_sections_share_is_not_information_about_spots(parts):
 
 def information(parts, met, n_codes):
     """The table for (image codes, expression codes) of each section."""
-    rng = np.random.default_rng(1)
-    total, chance = 0, [0] * 20
+    books = {
+        side: parts.Books(codes.shape[1], n_codes)
+        for side, codes in zip(("histology", "expression"), met[0], strict=True)
+    }
+    use = parts.CodeUse(books, 1, 20, np.random.default_rng(1))
     for image, own in met:
-        empty = np.empty(0)
-        section = parts.Section(empty, empty, empty, empty, {"expression": own, "histology": image}, empty)
-        seen = parts._one_hot(image, n_codes)
-        pairs, null = parts._pairs(section, seen, n_codes, 20, rng)
-        total, chance = total + pairs, [a + b for a, b in zip(chance, null, strict=True)]
-    n_tokens = {"histology": met[0][0].shape[1], "expression": met[0][1].shape[1]}
-    return parts._information_table(total, chance, n_tokens, dict.fromkeys(n_tokens, n_codes))
+        unused = np.zeros((len(own), 1))
+        use.add(
+            parts.Section(unused, unused, unused, unused, {"expression": own, "histology": image}, unused)
+        )
+    return use.information()
 
 
 # messages -------------------------------------------------------------------------------------------------------------

@@ -23,9 +23,11 @@ from stgen.models._count_model import CountModel
 from stgen.nn._network import Batch, Each, on_device
 from stgen.train._options import TrainingOptions
 
+from ._code_use import warn_of_collapse
 from ._config import GenSTConfig
 from ._network import GenSTNetwork, Translated
-from ._report import Report, report_of, rows_to_report, warn_of_collapse, warn_of_learned
+from ._report import Report, report_of
+from ._sections import rows_to_report, warn_of_learned
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -338,8 +340,7 @@ class GenST(CountModel):
         indices
             Rows to report on. By default the test rows of the split, else its validation rows, else all.
         n_boot
-            Draws of the intervals: over sections, or over spatial blocks where there is one section only. Intervals
-            over a handful of sections are too narrow.
+            Draws of the intervals: over sections, and over spatial blocks within each of them.
         n_halvings
             Times that counts are divided into two halves by coin tosses, for the reliability.
         n_permutations
