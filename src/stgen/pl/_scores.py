@@ -230,4 +230,5 @@ def _draw_legend(ax: Axes, kinds: Sequence[str]) -> None:
         handlelength=1,
         handleheight=1,
         borderpad=0,
+        borderaxespad=2.4,  # above the head of the numbers
     )
