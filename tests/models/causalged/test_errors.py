@@ -378,7 +378,7 @@ NUMBERS = {"zero": 0, "negative": -3, "half": 1.5, "yes": True}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("option", ["n_samples", "n_steps", "n_sets"])
+@pytest.mark.parametrize("option", ["n_samples", "n_steps", "n_sets", "batch_size"])
 def test_numbers_that_count_nothing_are_refused(option, name, fitted):
     with pytest.raises(
         ValueError, match=rf"`{option}` must be a whole number, at least 1; got {NUMBERS[name]}"
@@ -403,11 +403,21 @@ def test_an_order_that_does_not_exist_is_refused(fitted):
         fitted.impute(order="best")
 
 
+def test_names_in_the_order_that_nobody_has_are_refused(fitted):
+    with pytest.raises(
+        ValueError,
+        match=r"`order` must name genes of the reference; 2 of 3 are not: Sox2, Pax6\. It has gene_001",
+    ):
+        fitted.impute(order=["gene_002", "Sox2", "Pax6"])
+    fitted.impute(order=["gene_001", "gene_002"])  # of which the first is measured
+
+
 def test_an_answer_that_does_not_fit_into_memory_is_refused(fitted, monkeypatch):
     monkeypatch.setattr(_model, "MAX_BYTES", 1000)
     with pytest.raises(
         ValueError,
-        match=r"The answer for 180 spots and 20 genes would take .* GB; at most .*Name fewer `genes`, or say `intervals=False`",
+        match=r"The answer for 180 spots and 20 genes would take .* GB; at most .*Write it to disk with "
+        r"`out=\"imputed.zarr\"`, name fewer `genes`, or say `intervals=False`",
     ):
         fitted.impute()
 
