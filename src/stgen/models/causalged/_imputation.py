@@ -89,6 +89,19 @@ def wanted_genes(genes: Sequence[str] | None, known: Sequence[str], measured: Se
         raise ValueError(f"`genes` must be in the reference. {error}") from None
 
 
+def read_genes(genes: Sequence[str], measured: Sequence[str]) -> Ints:
+    """Measured genes that are named, as their numbers."""
+    listed = pd.Index([genes] if isinstance(genes, str) else [str(gene) for gene in genes])
+    strange = listed[~listed.isin(measured)]
+    if len(strange) or not len(listed):
+        raise ValueError(
+            f"`withheld` must name measured genes that the model reads; {some(strange) or 'none given'} are not. It reads "
+            f"{len(measured)}, such as {some(measured)}."
+        )
+    check_unique(listed, "`withheld`", "Name each once.")
+    return pd.Index(measured).get_indexer(listed).astype(np.int64)
+
+
 def check_order(order: str | Sequence[str], known: Sequence[str]) -> None:
     """Raise if genes that come first are none that anybody has."""
     if isinstance(order, str):

@@ -27,9 +27,11 @@ from ._imputation import (
     check_order,
     check_size,
     layer_names,
+    read_genes,
     wanted_genes,
     whole,
 )
+from ._influence import as_table, influences, null_influence
 from ._network import CausalGeDNetwork
 from ._reference import Reference, summarise
 from ._sets import known, training_sets
@@ -218,7 +220,7 @@ class CausalGeD(STModel):
         gram, metacells, facts, axes = (
             self.module.statistic(name).cpu().numpy() for name in ("gram", "metacells", "facts", "axes")
         )
-        return Reference(gram, metacells, facts, axes)
+        return Reference(gram, metacells, facts, axes, int(self.module.statistic("n_cells")))
 
     def _spots(self, adata: AnnData, genes: Sequence[str], target_total: float) -> tuple[Spots, np.ndarray]:
         """Measured genes of spots, and which of ``genes`` these are."""
@@ -257,6 +259,7 @@ class CausalGeD(STModel):
             "metacells": summary.metacells,
             "facts": summary.facts,
             "axes": summary.axes,
+            "n_cells": np.array(summary.n_cells),
             "weight": seen.weight,
             "scale": np.ones(self.config.n_axes),
             "total": np.array(total),
@@ -424,15 +427,67 @@ class CausalGeD(STModel):
         obs = pd.DataFrame(index=adata.obs_names)
         return imputation, Table(obs=obs, var=imputation.table, uns={_keys.CAUSALGED: facts})
 
+    def _known(self, adata: AnnData) -> tuple[Reference, np.ndarray, Spots]:
+        """The reference and where measured genes are in it, for those that ``adata`` has; and its spots."""
+        spots, here = self._spots(adata, self.module.measured, float(self.module.statistic("total")))
+        reference = self._reference()
+        return dataclasses.replace(reference, gram=reference.gram[here]), self._measured(here), spots
+
     def _imputation(self, adata: AnnData, wanted: np.ndarray, sampling: Sampling) -> Imputation:
         """All that is the same for every spot of ``adata``."""
-        module, reference = self.module, self._reference()
-        spots, here = self._spots(adata, module.measured, float(module.statistic("total")))
-        reference = dataclasses.replace(reference, gram=reference.gram[here])
-        measured = self._measured(here)
+        reference, measured, spots = self._known(adata)
+        use = np.arange(len(measured))
         return Imputation.make(
-            module, reference, measured, spots, wanted, np.arange(len(measured)), sampling, self._random_state
+            self.module, reference, measured, spots, wanted, use, sampling, self._random_state
         )
+
+    def get_gene_influence(
+        self,
+        adata: AnnData | None = None,
+        *,
+        genes: Sequence[str],
+        withheld: Sequence[str] | None = None,
+        n_null: int = 20,
+        random_state: int = 0,
+    ) -> pd.DataFrame:
+        """How imputed genes change when a measured gene is withheld; see :func:`stgen.get.gene_influence`.
+
+        Parameters
+        ----------
+        adata
+            Spatial data. ``None`` takes the model's data.
+        genes
+            Imputed genes to look at.
+        withheld
+            Measured genes to withhold, one at a time. ``None`` takes all that the model reads.
+        n_null
+            Measured genes that are made strangers to the reference, for the column ``null``.
+        random_state
+            Seed of the noise and of the choice of those.
+        """
+        self._check_fitted("say what its genes owe to each other")
+        n_null, adata = whole("n_null", n_null), self._data(adata)
+        self._check_inputs(adata)
+        if genes is None:
+            raise ValueError("`genes` must name the imputed genes to look at.")
+        wanted = wanted_genes(genes, self.module.genes, adata.var_names.astype(str))
+        reference, measured, spots = self._known(adata)
+        names = [self.module.genes[i] for i in measured]
+        columns = np.arange(len(names)) if withheld is None else read_genes(withheld, names)
+        if len(names) < 3:
+            raise ValueError(f"At least 3 measured genes are needed to withhold one; {len(names)} are there.")
+        sampling = Sampling(random_state=random_state)
+
+        def expected(known: Reference, use: np.ndarray) -> np.ndarray:
+            made = Imputation.make(
+                self.module, known, measured, spots, wanted, use, sampling, self._random_state
+            )
+            return next(values for name, values in made.rows(spots.sample, intervals=False) if name == "X")
+
+        of_measured = spots.of_sample[0]
+        found = influences(expected, reference, measured, of_measured, columns.tolist())
+        null = null_influence(expected, reference, measured, n_null, random_state)
+        return as_table(found, null, [self.module.genes[i] for i in wanted], names)
 
     @classmethod
     def example(cls) -> Example:
