@@ -350,7 +350,7 @@ def _spatial_table(
     from anndata import AnnData as Table
 
     from stgen.data._expression import SCALES, ExpressionField
-    from stgen.models.causalged._model import MIN_SHARED
+    from stgen.models.causalged._tables import MIN_SHARED, case_hint
 
     expression, spatial_key = expression or "counts", spatial_key or _keys.SPATIAL
     if expression not in SCALES:
@@ -366,7 +366,10 @@ def _spatial_table(
         is_known[:] = True  # the model says what is wrong with the names
     elif not is_known.all():
         alone = adata.var_names[~is_known]
-        warn(f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}.")
+        warn(
+            f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}."
+            f"{case_hint(alone, reference.var_names)}"
+        )
     values = read_counts(field.matrix(adata), None if is_known.all() else np.flatnonzero(is_known))
     obs = pd.DataFrame(index=adata.obs_names)
     if library_key is not None:

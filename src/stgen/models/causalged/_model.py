@@ -33,7 +33,7 @@ from ._imputation import (
 )
 from ._influence import as_table, influences, null_influence
 from ._network import CausalGeDNetwork
-from ._reference import Reference, summarise
+from ._reference import FACTS, Reference, summarise
 from ._sets import known, training_sets
 from ._store import check_path, write_store
 from ._tables import MIN_SHARED, ReferenceTable, check_reference, panel_of, read_spots
@@ -251,6 +251,12 @@ class CausalGeD(STModel):
         summary = summarise(
             cells.blocks, cells.measured, self.config.n_metacells, self.config.n_axes // 2, seed
         )
+        n_varied = int((summary.facts[cells.measured, FACTS.index("sd")] > 1e-3).sum())
+        if n_varied < MIN_SHARED:
+            raise ValueError(
+                f"At least {MIN_SHARED} measured genes must vary over the cells of the reference, or it does not say which "
+                f"genes go together; {n_varied} of {len(shared)} do."
+            )
         spots, _ = self._spots(spatial, shared, total)
         folds = gene_folds(len(shared), seed)
         seen = known(summary, cells.measured, spots.of_sample, folds)

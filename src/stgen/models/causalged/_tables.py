@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
@@ -15,7 +16,7 @@ from stgen._warn import warn
 from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField
 from stgen.data._loaders import name_keys
-from stgen.data._names import align_genes, check_unique, some
+from stgen.data._names import align_genes, case_pairs, check_unique, some
 from stgen.data._windows import neighbour_index
 
 from ._views import N_SAMPLE, NEIGHBOURHOODS, Spots
@@ -58,7 +59,21 @@ def check_reference(adata: AnnData, reference: AnnData) -> None:
         )
     if len(shared) < adata.n_vars:
         alone = adata.var_names.difference(reference.var_names)
-        warn(f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}.")
+        warn(
+            f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}.{case_hint(alone, reference.var_names)}"
+        )
+
+
+def case_hint(alone: pd.Index, known: pd.Index) -> str:
+    """What to say of genes that only the spatial data has, if the reference spells them otherwise."""
+    pairs = case_pairs(alone.astype(str), known.astype(str))
+    if not pairs:
+        return ""
+    shown = some(f"{one} – {other}" for one, other in pairs)
+    return (
+        f" {len(pairs)} of them are there when upper and lower case are ignored ({shown}): rename them if they are the same "
+        "genes."
+    )
 
 
 def panel_of(adata: AnnData, reference: AnnData, field: ExpressionField) -> tuple[list[str], float]:
@@ -72,7 +87,12 @@ def panel_of(adata: AnnData, reference: AnnData, field: ExpressionField) -> tupl
         chosen = np.sort(np.argsort(-variance, kind="stable")[:MAX_MEASURED])
         shared = [shared[i] for i in chosen]
         table = ExpressionTable.read(adata, field, shared)
-    return shared, float(np.median(table.totals())) or 1.0
+    totals = table.totals()
+    if not totals.any():
+        raise ValueError(
+            "No spot has any expression of a gene that the reference has: there is nothing to learn from."
+        )
+    return shared, float(np.median(totals)) or 1.0
 
 
 def read_spots(
