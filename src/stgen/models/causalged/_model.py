@@ -251,7 +251,9 @@ class CausalGeD(STModel):
         summary = summarise(
             cells.blocks, cells.measured, self.config.n_metacells, self.config.n_axes // 2, seed
         )
-        n_varied = int((summary.facts[cells.measured, FACTS.index("sd")] > 1e-3).sum())
+        mean, sd = summary.facts[cells.measured][:, [FACTS.index("mean"), FACTS.index("sd")]].T
+        # sums of squares in single precision leave a constant gene a little of both
+        n_varied = int((sd > np.maximum(0.01 * mean, 1e-3)).sum())
         if n_varied < MIN_SHARED:
             raise ValueError(
                 f"At least {MIN_SHARED} measured genes must vary over the cells of the reference, or it does not say which "
