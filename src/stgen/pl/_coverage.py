@@ -92,7 +92,7 @@ def coverage(
     if lowest < 0.3:
         ax.set(xlim=(lowest - 0.02, 1.02), ylim=(lowest - 0.02, 1.02))
     ax.set(xlabel="mass that the interval should hold", ylabel="share of measured values inside")
-    ax.legend(frameon=False, fontsize="small", loc="upper left")
+    ax.legend(frameon=False, fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), borderpad=0)
     quiet(ax)
     return ax
 

@@ -380,7 +380,7 @@ class CausalGeD(STModel):
         if the model is right, more than 50 % and 90 % where most values are 0. ``var`` has ``predictability``, the Pearson correlation
         over spots that is expected, with an 80 % interval from ``low`` to ``high``; ``gain``, ``gain_low``,
         ``gain_high`` over the mean of measured genes; and ``verdict``: ``"use"`` if the whole interval of the gain is
-        above 0, ``"weak"`` if it holds 0, else ``"do not use"``.
+        above 0, ``"weak"`` if only the expected gain is, else ``"do not use"``: more likely than not the null does as well.
 
         Raises
         ------
