@@ -119,9 +119,9 @@ def _embedded(values: dict[str, np.ndarray], seed: int) -> tuple[np.ndarray, flo
     sc.pp.pca(both, n_comps=min(N_COMPONENTS, both.n_vars - 1, both.n_obs - 1), random_state=seed)
     sc.pp.neighbors(both, n_neighbors=N_NEIGHBORS, random_state=seed)
     sc.tl.umap(both, random_state=seed)
-    first, other = both.obsp["distances"].nonzero()
+    first, other = both.obsp[_keys.NEIGHBOR_DISTANCES].nonzero()
     half = both.n_obs // 2
-    return np.asarray(both.obsm["X_umap"]), float(((first < half) != (other < half)).mean())
+    return np.asarray(both.obsm[_keys.UMAP]), float(((first < half) != (other < half)).mean())
 
 
 def _colored(

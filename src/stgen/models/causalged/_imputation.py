@@ -43,10 +43,15 @@ class Sampling:
     """How residuals are drawn; see :meth:`CausalGeD.impute`."""
 
     n_samples: int = 16
+    """Draws that are averaged."""
     n_steps: int = 20
+    """Reverse steps of the diffusion."""
     n_sets: int = 1
+    """Autoregressive steps S."""
     order: str | Sequence[str] = "predictable"
+    """One of ``ORDERS``, or names of genes that come first."""
     random_state: int = 0
+    """Seed of the noise."""
 
     def __post_init__(self) -> None:
         for name in ("n_samples", "n_steps", "n_sets"):
@@ -132,6 +137,7 @@ class Drawn:
     """Residuals that were generated, scaled by their share."""
 
     axes: Axes
+    """What residuals lie along."""
     centre: Floats
     """(w, L) mean of the draws."""
     spread: Floats
@@ -143,12 +149,15 @@ class Imputation:
     """All that is needed to answer any spot."""
 
     spots: Spots
+    """Measured genes of all spots."""
     hints: Hints
+    """Weighted views."""
     mean: Floats
     """(w,) level of each gene."""
     sd: Floats
     """(w,) what a standardised pattern is multiplied by."""
     bands: Intervals
+    """What was measured where a value was predicted."""
     table: pd.DataFrame
     """How far each gene can be trusted."""
     drawn: Drawn | None

@@ -32,7 +32,9 @@ class Influence(NamedTuple):
     """Of one measured gene on w imputed ones."""
 
     change: NDArray[np.float64]
+    """(w,) what is lost without it, in standard deviations of the imputed gene."""
     direction: NDArray[np.float64]
+    """(w,) correlation of what is lost with the measured gene."""
 
 
 def influences(
