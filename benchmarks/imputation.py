@@ -85,7 +85,8 @@ MEANING = {
     "(its nominal level, where it tells no mass)",
     "predictability_*": "how well the model's own estimate of a hidden gene's correlation agrees with what came out: "
     "spearman over genes, mean absolute error, share of genes inside [low, high]",
-    "pearson_use, ...": "mean correlation of the hidden genes with this verdict; n_use, ...: how many those are",
+    "pearson_use, ...": "mean correlation of the hidden genes with this verdict; n_use, ...: how many those are; gain_use, "
+    "...: what they gain over the mean of measured genes (over 0 where that is negative), the null of the verdict",
     "paired": "difference = mean over genes of (method − against), each gene averaged over seeds. low, high: bootstrap "
     "over genes. dataset `all`: genes of all real datasets together; difference_datasets, low_datasets, high_datasets "
     "give every dataset the same weight and draw genes within each",
@@ -558,7 +559,8 @@ class Comparison:
         numbers = {name: mean(scores[name].to_numpy()) for name in scores}
         numbers["n_undefined"] = int(scores["pearson"].isna().sum())
         numbers["n_flat"] = int((np.ptp(answer.prediction, axis=0) == 0).sum())
-        numbers |= score_estimates(answer, scores["pearson"])
+        known = self.genes.get((Place(task.dataset, "spots", str(task.fold), seeds[0]), MEASURED_MEAN))
+        numbers |= score_estimates(answer, scores["pearson"], None if known is None else known["pearson"])
         for seed in seeds:
             place = Place(task.dataset, "spots", str(task.fold), seed)
             self.genes[place, answer.method] = scores
@@ -679,8 +681,8 @@ def score_intervals(task: Task, answer: Answer) -> dict[str, float]:
     return found
 
 
-def score_estimates(answer: Answer, pearson: pd.Series) -> dict[str, float]:
-    """Whether the model knows which hidden genes it gets right."""
+def score_estimates(answer: Answer, pearson: pd.Series, null: pd.Series | None = None) -> dict[str, float]:
+    """Whether the model knows which hidden genes it gets right; ``null`` is what the mean of measured genes gets."""
     if answer.estimates is None:
         return {}
     said, came = answer.estimates["predictability"].to_numpy(dtype=float), pearson.to_numpy()
@@ -697,6 +699,9 @@ def score_estimates(answer: Answer, pearson: pd.Series) -> dict[str, float]:
         for name in VERDICTS:
             found[f"n_{name}"] = int((verdicts == name).sum())
             found[f"pearson_{name}"] = mean(came[verdicts == name])
+            if null is not None:
+                gain = came - np.maximum(null.to_numpy(), 0.0)
+                found[f"gain_{name}"] = mean(gain[verdicts == name])
     return found
 
 

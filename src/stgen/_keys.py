@@ -28,6 +28,10 @@ REGION = "region"
 CELL_TYPE = "cell_type"
 PANEL = "gene_panel"
 """``var``: whether a gene is in the panel; ``uns``: how it was chosen."""
+UMAP = "X_umap"
+"""``obsm``: where scanpy writes an embedding."""
+NEIGHBOR_DISTANCES = "distances"
+"""``obsp``: where scanpy writes the distances of neighbours."""
 
 # written by datasets
 MEAN_RATE = "mean_rate"

@@ -215,3 +215,97 @@ def test_the_order_does_not_depend_on_the_order_of_genes():
     values = values + 0.1 * np.random.default_rng(1).normal(size=(40, 6))
     order = clustered(correlation_distance(values)) % 3
     assert all(a == b for a, b in order.reshape(3, 2))
+
+
+# coverage ----------------------------------------------------------------------------------------------------
+
+
+def with_intervals(adata, truth):
+    """Of gene 0 the 90 % interval holds half of the spots and says 80 %; all others hold everything and say so."""
+    total = adata.X.sum(axis=1, keepdims=True)
+    logged = np.log1p(truth[adata.obs_names, GENES].X * 12 / total)
+    for mass in (50, 90):
+        ends = {"lower": logged - 0.1, "upper": logged + 0.1, "mass": np.ones_like(logged)}
+        if mass == 90:
+            ends["lower"][: N // 2, 0] += 0.2
+            ends["upper"][: N // 2, 0] += 0.2
+            ends["mass"][:, 0] = 0.8
+        for name, values in ends.items():
+            adata.obsm[f"causalged_{name}_{mass}"] = values.astype(np.float32)
+    return adata
+
+
+def test_a_gene_is_a_dot_of_what_its_interval_says_and_holds(adata, truth):
+    ax = pl.coverage(with_intervals(adata, truth), truth=truth)
+    few, many = dots(ax)
+    np.testing.assert_allclose(few.get_offsets(), np.ones((G, 2)))
+    expected = np.ones((G, 2))
+    expected[0] = 0.8, 0.5
+    np.testing.assert_allclose(many.get_offsets(), expected, atol=1e-6)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels[1:] == ["50 % interval: +0.000 on average", "90 % interval: -0.050 on average"]
+    ax.figure.canvas.draw()
+
+
+def test_coverage_without_intervals_or_truth_is_refused(adata, truth):
+    with pytest.raises(KeyError, match=r"obsm\['causalged_lower_50'\] does not exist: .*`intervals=True`"):
+        pl.coverage(adata, truth=truth)
+    truth.var_names = [f"x{i}" for i in range(G)]
+    with pytest.raises(ValueError, match="`truth` has none of the imputed genes"):
+        pl.coverage(adata, truth=truth)
+
+
+def test_coverage_is_drawn_on_axes_that_are_given(adata, truth):
+    mine = plt.subplots()[1]
+    assert pl.coverage(with_intervals(adata, truth), truth=truth, genes=["i1"], ax=mine) is mine
+    assert len(dots(mine)[0].get_offsets()) == 1
+
+
+# umap --------------------------------------------------------------------------------------------------------
+
+
+def share(ax):
+    return float(ax.get_title().split("%")[0])
+
+
+def test_spots_stand_twice_in_one_embedding(adata, truth):
+    axes = pl.imputed_umap(adata, truth=truth, color=_keys.LIBRARY)
+    assert axes.shape == (1, 2)
+    for ax in axes[0]:
+        offsets = max((one.get_offsets() for one in dots(ax)), key=len)
+        assert len(offsets) == 2 * N and np.isfinite(offsets).all()
+    labels = [text.get_text() for text in axes[0, 0].get_legend().get_texts()]
+    assert labels == ["measured", "imputed"]
+    assert [text.get_text() for text in axes[0, 1].get_legend().get_texts()] == ["a", "b"]
+    axes[0, 0].figure.canvas.draw()
+
+
+def test_what_cannot_be_told_apart_is_mixed_and_what_can_is_not(adata, truth):
+    total = adata.X.sum(axis=1, keepdims=True)
+    logged = np.log1p(truth[adata.obs_names, GENES].X * 12 / total)
+    adata.obsm["causalged"] = (logged + 0.01 * np.random.default_rng(0).normal(size=(N, G))).astype(
+        np.float32
+    )
+    alike = share(pl.imputed_umap(adata, truth=truth)[0, 0])
+    adata.obsm["causalged"] = (logged + 9).astype(np.float32)
+    apart = share(pl.imputed_umap(adata, truth=truth)[0, 0])
+    assert 40 < alike < 60
+    assert apart == 0
+
+
+def test_the_embedding_belongs_to_a_seed_and_leaves_the_object_alone(adata, truth):
+    before = adata.copy()
+    one, other = (pl.imputed_umap(adata, truth=truth, max_spots=40, random_state=3) for _ in range(2))
+    first, second = (max((d.get_offsets() for d in dots(axes[0, 0])), key=len) for axes in (one, other))
+    assert len(first) == 80
+    np.testing.assert_array_equal(first, second)
+    assert not stg.testing.changed_slots(before, adata)
+
+
+def test_an_embedding_that_cannot_be_made_is_explained(adata, truth):
+    with pytest.raises(ValueError, match="At least 3 imputed genes that `truth` has are needed; there are 2"):
+        pl.imputed_umap(adata, truth=truth, genes=["i1", "i2"])
+    with pytest.raises(KeyError, match=r"obs\['zone'\] does not exist; obs has"):
+        pl.imputed_umap(adata, truth=truth, color="zone")
+    with pytest.raises(ValueError, match="More than 15 spots are needed; there are 9"):
+        pl.imputed_umap(adata[:9].copy(), truth=truth)

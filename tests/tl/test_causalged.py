@@ -343,13 +343,18 @@ def test_genes_are_checked_before_training(panel, reference, model):
 def test_sampling_is_checked_before_training(panel, reference):
     refused(panel, "`n_steps` must be a whole number, at least 1; got 0", reference, n_steps=0)
     refused(panel, "`order` must be 'predictable' or 'random', or names", reference, order="best")
+    refused(
+        panel, "`order` must name genes of the reference; 1 of 1 are not: Sox2", reference, order=["Sox2"]
+    )
+    refused(panel, "`batch_size` must be a whole number, at least 1; got -5", reference, batch_size=-5)
+    refused(panel, "`batch_size` must be a whole number, at least 1; got 0", reference, batch_size=0)
 
 
 def test_an_answer_that_is_too_large_is_refused_before_training(panel, reference, monkeypatch):
     from stgen.models.causalged import _model
 
     monkeypatch.setattr(_model, "MAX_BYTES", 1000)
-    refused(panel, f"for {N} spots and {M} genes would take .* Name fewer `genes`", reference)
+    refused(panel, f"for {N} spots and {M} genes would take .*out=.* name fewer `genes`", reference)
 
 
 def test_values_of_another_kind_are_refused_by_the_names_of_the_arguments(panel, reference):
@@ -435,3 +440,34 @@ def test_a_gene_that_the_reference_knows_is_expected_to_gain(partly_blind):
     known = ~is_shuffled & (table.index != silent)
     assert (table["verdict"][known] == "use").any()
     assert (table["gain"][known] > 0).mean() > 0.9
+
+
+# on disk -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_store_holds_what_would_come_out_of_memory(model, panel, tmp_path):
+    before = panel.copy()
+    made = stg.tl.causalged_impute(panel, model=model, intervals=True, out=tmp_path / "made.zarr", **DRAWS)
+    assert not unchanged(before, panel)
+    stg.tl.causalged_impute(panel, model=model, intervals=True, **DRAWS)
+    expected = stg.get.imputed(panel)
+    for found in (made, ad.read_zarr(tmp_path / "made.zarr")):
+        np.testing.assert_allclose(found.X[:], expected.X, rtol=1e-4, atol=1e-5)
+        for name in filter(None, expected.layers):
+            np.testing.assert_allclose(found.layers[name][:], expected.layers[name], rtol=1e-4, atol=1e-5)
+        assert list(found.obs) == list(expected.obs) and set(found.obsm) == set(expected.obsm)
+        assert list(found.var_names) == list(expected.var_names)
+        np.testing.assert_array_equal(found.var["gain"], expected.var["gain"])
+        assert found.uns["causalged"]["params"]["n_steps"] == expected.uns["causalged"]["params"]["n_steps"]
+        assert list(found.uns["causalged"]["panel"]) == list(expected.uns["causalged"]["panel"])
+
+
+def test_a_store_is_asked_for_before_anything_is_trained(panel, reference, tmp_path, monkeypatch):
+    from stgen.models.causalged import _model
+
+    (tmp_path / "made.zarr").mkdir()
+    refused(panel, "made.zarr exists", reference, out=tmp_path / "made.zarr", error=FileExistsError)
+    refused(panel, "With `out` nothing is written to `adata`", reference, out=tmp_path / "a.zarr", copy=True)
+    monkeypatch.setattr(_model, "MAX_BYTES", 1000)
+    made = stg.tl.causalged_impute(panel, reference, out=tmp_path / "a.zarr", **FAST)
+    assert made.shape == (N, M)

@@ -64,6 +64,13 @@ def align_genes(
     return positions.astype(np.int64)
 
 
+def case_pairs(one: pd.Index, other: pd.Index) -> list[tuple[str, str]]:
+    """Names of two lists that are the same but for upper and lower case."""
+    there = {name.upper(): name for name in other}
+    pairs = [(name, there.get(name.upper(), name)) for name in one]
+    return [(name, its) for name, its in pairs if name != its]
+
+
 def _naming_hint(expected: pd.Index, found: pd.Index, var: pd.DataFrame | None) -> str:
     """What most likely went wrong when names do not match."""
     n_here = int(expected.isin(found).sum())
@@ -76,8 +83,13 @@ def _naming_hint(expected: pd.Index, found: pd.Index, var: pd.DataFrame | None) 
         kinds = ("Ensembl identifiers", "symbols")
         learned, given = kinds if looks_like_ensembl(expected) else kinds[::-1]
         return f"The model learned {learned}, these look like {given}: rename `var_names`."
-    if expected.str.upper().isin(found.str.upper()).sum() > n_here:
-        return "Some match when upper and lower case are ignored: is it the same species, spelt the same way?"
+    pairs = case_pairs(expected, found)
+    if len(pairs) > n_here:
+        shown = some(f"{one} – {other}" for one, other in pairs)
+        return (
+            f"{len(pairs)} match when upper and lower case are ignored ({shown}): is it the same species, spelt the same "
+            "way? Names like Gad1 are mouse, GAD1 human. Use data of one species, or rename to orthologues."
+        )
     bare = expected.str.replace(r"\.\d+$", "", regex=True)
     if bare.isin(found.str.replace(r"\.\d+$", "", regex=True)).sum() > n_here:
         return "Some match without the version suffix (`.1`): strip it on both sides."

@@ -6,6 +6,7 @@ Predictions lie in an AnnData as arrays, which files can hold whatever genes are
 from ._comparison import comparison
 from ._gene_capture import code_markers, gene_capture
 from ._gene_groups import gene_groups
+from ._gene_influence import gene_influence
 from ._generated import generated
 from ._imputed import imputed
 from ._niches import confusion, meta_cells, niches
@@ -19,6 +20,7 @@ __all__ = [
     "confusion",
     "gene_capture",
     "gene_groups",
+    "gene_influence",
     "generated",
     "imputed",
     "meta_cells",

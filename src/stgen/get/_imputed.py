@@ -63,8 +63,6 @@ def imputed(adata: AnnData, key: str = _keys.CAUSALGED, *, with_measured: bool =
     100
     >>> sc.pp.pca(both, mask_var=both.var["verdict"].isin(["measured", "use"]))
     """
-    from anndata import AnnData as Table
-
     found = read_imputation(adata, key)
     values = [np.array(found.values, dtype=np.float32)]
     var = [verdicts(found)]
@@ -84,17 +82,28 @@ def imputed(adata: AnnData, key: str = _keys.CAUSALGED, *, with_measured: bool =
     table = pd.concat(var)[list(var[-1])]
     categories = [MEASURED] * with_measured + list(VERDICTS)
     table["verdict"] = pd.Categorical(table["verdict"], categories=categories)
+    frame = imputed_frame(adata, table, key, adata.uns[key])
+    frame.X = np.hstack(values).astype(np.float32)
+    for name, parts in layers.items():
+        frame.layers[name] = np.hstack(parts)
+    return frame
+
+
+def imputed_frame(adata: AnnData, table: pd.DataFrame, key: str, record: Mapping[str, Any]) -> AnnData:
+    """Imputed genes without values: what they have of ``adata``, and the record of the imputation."""
+    from anndata import AnnData as Table
+
     return Table(
-        np.hstack(values).astype(np.float32),
         obs=adata.obs.copy(),
         var=table,
-        layers={name: np.hstack(parts) for name, parts in layers.items()},
         obsm={
             name: value.copy()
             for name, value in adata.obsm.items()
             if name != key and not _is_prediction(adata, name)
         },
-        uns=deepcopy({name: value for name, value in adata.uns.items() if _goes_along(name, key)}),
+        uns=deepcopy(
+            {name: value for name, value in adata.uns.items() if _goes_along(name, key)} | {key: record}
+        ),
     )
 
 

@@ -6,6 +6,7 @@ Every function draws with matplotlib and returns its axes; give it ``ax=`` (or `
 from ._calibration import calibration
 from ._code_tiles import code_tiles
 from ._confusion import confusion
+from ._coverage import coverage
 from ._gene_capture import gene_capture
 from ._gene_distances import gene_distances
 from ._gene_groups import gene_groups
@@ -13,6 +14,7 @@ from ._gene_maps import gene_maps
 from ._generated import generated
 from ._history import history
 from ._imputed import imputed
+from ._imputed_umap import imputed_umap
 from ._meta_cells import meta_cells
 from ._niches import niches
 from ._perturbation import perturbation
@@ -23,6 +25,7 @@ __all__ = [
     "calibration",
     "code_tiles",
     "confusion",
+    "coverage",
     "gene_capture",
     "gene_distances",
     "gene_groups",
@@ -30,6 +33,7 @@ __all__ = [
     "generated",
     "history",
     "imputed",
+    "imputed_umap",
     "meta_cells",
     "niches",
     "perturbation",

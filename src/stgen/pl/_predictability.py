@@ -32,7 +32,7 @@ def predictability(
     """Draw how well every imputed gene can be predicted, and what it gains over the mean pattern of measured genes.
 
     A dot is a gene, its colour the verdict: ``"use"`` where the whole interval of the gain is right of 0, ``"weak"`` where
-    it holds 0. Bars are 80 % intervals; for more than 150 genes, one cross stands for the typical gene.
+    only the dot is, else ``"do not use"``. Bars are 80 % intervals; for more than 150 genes, one cross stands for the typical gene.
 
     Parameters
     ----------

@@ -17,8 +17,8 @@ from stgen import _keys
 from stgen._docs import shared_doc
 from stgen._warn import warn
 from stgen.data._fields import CoordinatesField, read_counts
-from stgen.data._names import align_genes, check_unique, some
-from stgen.get._imputed import INTERVALS
+from stgen.data._names import check_unique, some
+from stgen.get._imputed import INTERVALS, imputed_frame
 from stgen.pp._editing import check_adata, editable
 
 from ._evaluation_rows import TRAIN_SECTIONS
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from stgen.models import CausalGeD
+    from stgen.models.causalged._imputation import Sampling
 
 METHOD = "CausalGeD"
 
@@ -57,6 +58,8 @@ def causalged_impute(
     train_kwargs: Mapping[str, Any] | None = None,
     random_state: int = 0,
     batch_size: int | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
     key_added: str = _keys.CAUSALGED,
     copy: bool = False,
 ) -> AnnData | None:
@@ -86,7 +89,7 @@ def causalged_impute(
         Autoregressive steps: genes are generated in this many sets, each seeing the sets before it. 1 is plain diffusion.
     order
         ``"predictable"``: genes that can be predicted best come first; ``"random"``; or names of genes that come first,
-        such as transcription factors.
+        such as transcription factors; those that are measured, or not asked for, count for nothing.
     intervals
         Also write 50 % and 90 % intervals of what would be measured.
     layer
@@ -110,6 +113,11 @@ def causalged_impute(
         %(random_state)s
     batch_size
         Spots at once in the final product.
+    out
+        Path of a zarr store to write instead of ``adata``, for an answer larger than memory. Spots are written block by
+        block, and the store takes its name when it is whole.
+    overwrite
+        Replace a store that is already at ``out``.
     key_added
         Key of the results.
     copy
@@ -127,11 +135,18 @@ def causalged_impute(
     ``panel`` (measured genes that were read), ``params``, ``model`` (the facts of the model card, and its ``path``),
     ``seen_in_training`` and ``versions``. :func:`stgen.get.imputed` gives an AnnData that scanpy goes on with.
 
+    With ``out`` nothing is written to ``adata``. What comes back is what :func:`stgen.get.imputed` would give, with ``X`` and
+    layers left on disk: ``made[:, genes].to_memory()`` reads a part. ``anndata.read_zarr`` and
+    ``anndata.experimental.read_lazy`` open it later.
+
     Raises
     ------
     ValueError
         If a gene to impute is measured or is not in the reference, both sides share fewer than 10 genes, values are not of
-        the kind that was said, or the result would replace something that is not an imputation.
+        the kind that was said, the answer does not fit into memory and no ``out`` is given, or the result would replace
+        something that is not an imputation.
+    FileExistsError
+        If there is something at ``out``.
 
     Warns
     -----
@@ -156,6 +171,9 @@ def causalged_impute(
     >>> adata.uns["causalged"]["table"]["verdict"].shape
     (50,)
     """
+    from stgen.models.causalged._imputation import Sampling, whole
+    from stgen.models.causalged._store import check_path, write_store
+
     check_adata(adata, copy=copy)
     for_training = {
         "reference": reference,
@@ -165,14 +183,19 @@ def causalged_impute(
         "train_kwargs": train_kwargs,
     }
     _check_arguments(adata, model, for_training, save, key_added)
-    sampling = {"n_samples": n_samples, "n_steps": n_steps, "n_sets": n_sets}
-    _check_sampling(sampling, order)
+    sampling = Sampling(
+        n_samples=n_samples, n_steps=n_steps, n_sets=n_sets, order=order, random_state=random_state
+    )
+    batch_size = None if batch_size is None else whole("batch_size", batch_size)
+    path = None if out is None else check_path(out, overwrite=overwrite)
+    if path is not None and copy:
+        raise ValueError("With `out` nothing is written to `adata`: leave `copy` out.")
     asked = None if genes is None else [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     if model is not None:
         ready = _given(adata, model, layer, expression, spatial_key, library_key)
     else:
         assert reference is not None
-        _check_genes(asked, adata, reference, intervals)
+        _check_genes(asked, adata, reference, sampling, intervals=intervals, in_memory=path is None)
         ready = _trained(
             _spatial_table(adata, reference, layer, expression, spatial_key, library_key),
             _reference_table(reference, reference_layer, reference_expression or "counts"),
@@ -181,29 +204,35 @@ def causalged_impute(
             random_state,
             save,
         )
+    params = {
+        "n_samples": sampling.n_samples,
+        "n_steps": sampling.n_steps,
+        "n_sets": sampling.n_sets,
+        "order": order if isinstance(order, str) else [str(gene) for gene in order],
+        "intervals": bool(intervals),
+        "reference_layer": reference_layer,
+        "reference_expression": (reference_expression or "counts") if model is None else None,
+        "random_state": int(random_state),
+    }
+    if path is not None:
+        imputation, made = ready.reader._asked(
+            ready.data, asked, sampling, most_bytes=None, intervals=intervals
+        )
+        record = _record(adata, ready, made, params)
+        frame = imputed_frame(adata, made.var, key_added, record)
+        return write_store(imputation, frame, path, intervals=intervals, batch_size=batch_size)
     made = ready.reader.impute(
         ready.data,
         genes=asked,
+        n_samples=sampling.n_samples,
+        n_steps=sampling.n_steps,
+        n_sets=sampling.n_sets,
         order=order,
         intervals=intervals,
         random_state=random_state,
         batch_size=batch_size,
-        **sampling,
     )
-    ordered: str | list[str] = order if isinstance(order, str) else [str(gene) for gene in order]
-    record = _record(
-        adata,
-        ready,
-        made,
-        {
-            **{name: int(number) for name, number in sampling.items()},
-            "order": ordered,
-            "intervals": bool(intervals),
-            "reference_layer": reference_layer,
-            "reference_expression": (reference_expression or "counts") if model is None else None,
-            "random_state": int(random_state),
-        },
-    )
+    record = _record(adata, ready, made, params)
     adata = editable(adata, copy=copy)
     _write(adata, made, record, key_added)
     return adata if copy else None
@@ -252,57 +281,28 @@ def _beside(key: str) -> dict[str, str]:
     return {"sd": _keys.spread_key(key)} | {end: _keys.interval_key(key, end) for end in INTERVALS}
 
 
-def _check_sampling(sampling: Mapping[str, Any], order: Any) -> None:
+def _check_genes(
+    genes: list[str] | None,
+    adata: AnnData,
+    reference: AnnData,
+    sampling: Sampling,
+    *,
+    intervals: bool,
+    in_memory: bool,
+) -> None:
     """The model says the same, but only after training."""
-    from stgen.models.causalged._model import ORDERS
+    from stgen.models.causalged._imputation import check_order, check_size, wanted_genes
+    from stgen.models.causalged._model import MAX_BYTES
 
-    for name, number in sampling.items():
-        if isinstance(number, bool) or int(number) != number or number < 1:
-            raise ValueError(f"`{name}` must be a whole number, at least 1; got {number!r}.")
-    if isinstance(order, str) and order not in ORDERS:
-        raise ValueError(
-            f"`order` must be {' or '.join(map(repr, ORDERS))}, or names of genes that come first; got {order!r}."
-        )
-
-
-def _check_genes(genes: list[str] | None, adata: AnnData, reference: AnnData, intervals: bool) -> None:
-    """The model says the same, but only after training."""
     check_unique(adata.var_names, "Gene names", "Run `adata.var_names_make_unique()` or drop the copies.")
     check_unique(
         reference.var_names, "Gene names of the reference", "Run `reference.var_names_make_unique()`."
     )
-    measured, known = adata.var_names.astype(str), reference.var_names.astype(str)
-    if genes is None:
-        if known.isin(measured).all():
-            raise ValueError("The reference has no gene that is not measured: there is nothing to impute.")
-        _check_size(adata.n_obs, int((~known.isin(measured)).sum()), intervals)
-        return
-    if not genes:
-        raise ValueError("`genes` must name at least one gene; it is empty.")
-    check_unique(pd.Index(genes), "`genes`", "Name each once.")
-    there = [gene for gene in genes if gene in measured]
-    if there:
-        raise ValueError(
-            f"`genes` must name genes that were not measured; {len(there)} were: {some(there)}. Leave them out."
-        )
-    try:
-        align_genes(genes, known, var=reference.var)
-    except ValueError as error:
-        raise ValueError(f"`genes` must be in the reference. {error}") from None
-    _check_size(adata.n_obs, len(genes), intervals)
-
-
-def _check_size(n_spots: int, n_genes: int, intervals: bool) -> None:
-    from stgen.models.causalged._model import MAX_BYTES
-
-    n_arrays = 2 + len(INTERVALS) * intervals
-    size = 4 * n_arrays * n_spots * n_genes
-    if size > MAX_BYTES:
-        raise ValueError(
-            f"The answer for {n_spots} spots and {n_genes} genes would take {size / 1024**3:.1f} GB; at most "
-            f"{MAX_BYTES / 1024**3:.0f} GB are made at once. Name fewer `genes`"
-            + (", or say `intervals=False`." if intervals else ".")
-        )
+    measured, known = (list(one.var_names.astype(str)) for one in (adata, reference))
+    n_genes = len(wanted_genes(genes, known, measured))
+    check_order(sampling.order, [*known, *measured])
+    if in_memory:
+        check_size(adata.n_obs, n_genes, MAX_BYTES, intervals=intervals)
 
 
 # ------------------------------------------------------------------------------------------------------------ the model
@@ -350,7 +350,7 @@ def _spatial_table(
     from anndata import AnnData as Table
 
     from stgen.data._expression import SCALES, ExpressionField
-    from stgen.models.causalged._model import MIN_SHARED
+    from stgen.models.causalged._tables import MIN_SHARED, case_hint
 
     expression, spatial_key = expression or "counts", spatial_key or _keys.SPATIAL
     if expression not in SCALES:
@@ -366,7 +366,10 @@ def _spatial_table(
         is_known[:] = True  # the model says what is wrong with the names
     elif not is_known.all():
         alone = adata.var_names[~is_known]
-        warn(f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}.")
+        warn(
+            f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}."
+            f"{case_hint(alone, reference.var_names)}"
+        )
     values = read_counts(field.matrix(adata), None if is_known.all() else np.flatnonzero(is_known))
     obs = pd.DataFrame(index=adata.obs_names)
     if library_key is not None:

@@ -218,7 +218,8 @@ def constant(score, gain, error):
 VERDICTS = {
     "above 0": (0.2, 0.1, "use"),
     "holds 0": (0.05, 0.1, "weak"),
-    "holds 0 from below": (-0.05, 0.1, "weak"),
+    "holds 0 from below": (-0.05, 0.1, "do not use"),
+    "expected to be 0": (0.0, 0.1, "do not use"),
     "below 0": (-0.2, 0.1, "do not use"),
     "certainly 0": (0.0, 0.0, "do not use"),
 }

@@ -105,11 +105,35 @@ def test_the_message_says_which_side_has_which_names(panel, reference):
         build(coded, reference)
 
 
-def test_names_that_differ_in_case_are_named(panel, reference):
+MOUSE = ["Gad1", "Slc17a7", "Pvalb", "Sst", "Vip", "Aqp4", "Mog", "Cx3cr1", "Pdgfra", "Lamp5"] + [
+    f"Gm{i}" for i in range(10)
+]
+
+
+@pytest.mark.parametrize("species", ["mouse", "human"])
+def test_a_reference_of_another_species_is_named(species, panel, reference):
+    """Mouse names against human ones, and the other way round; nobody's names are changed."""
+    measured = MOUSE if species == "human" else [name.upper() for name in MOUSE]
+    spelt = str.upper if species == "human" else str
+    known = [spelt(MOUSE[i // 2]) if i % 2 == 0 else f"other_{i}" for i in range(reference.n_vars)]
+    spatial, cells = renamed(panel, measured), renamed(reference, known)
     with pytest.raises(
-        ValueError, match=r"; 0 are\..*match when upper and lower case are ignored: is it the same species"
+        ValueError,
+        match=rf"; 0 are\. The spatial data has {measured[0]}, .*; the reference has {known[0]}, .*20 match when upper and "
+        rf"lower case are ignored \({measured[0]} – {known[0]}, .*same species.*Gad1 are mouse, GAD1 human",
     ):
-        build(renamed(panel, [name.upper() for name in panel.var_names]), reference)
+        build(spatial, cells)
+    assert list(spatial.var_names) == measured and list(cells.var_names) == known
+
+
+def test_a_part_of_the_names_that_differs_in_case_is_pointed_out(panel, reference):
+    names = [*panel.var_names[:15], *(name.upper() for name in panel.var_names[15:])]
+    with pytest.warns(
+        UserWarning,
+        match=r"5 measured genes are not in the reference.*5 of them are there when upper and lower case are ignored "
+        r"\(GENE_031 – gene_031, .*rename them",
+    ):
+        build(renamed(panel, names), reference)
 
 
 def test_names_that_differ_in_version_are_named(panel, reference):
@@ -213,6 +237,24 @@ def test_a_reference_of_which_one_cell_counts_is_refused(panel, reference):
         model.train(**SHORT)
 
 
+@pytest.mark.filterwarnings("ignore:.*(no counts|same count|distinct clusters).*")
+def test_a_reference_whose_cells_are_all_alike_is_refused(panel, reference):
+    model = build(panel, with_values(reference, lambda x: np.broadcast_to(x[0], x.shape)))
+    with pytest.raises(
+        ValueError,
+        match=r"At least 10 measured genes must vary over the cells of the reference.*; 0 of 20 do",
+    ):
+        model.train(**SHORT)
+
+
+def test_a_reference_of_one_cell_type_is_enough(panel, reference):
+    """Cells of a type differ; no label is read."""
+    kind = reference.obs[_keys.CELL_TYPE].value_counts().index[0]
+    model = build(panel, reference[reference.obs[_keys.CELL_TYPE] == kind].copy())
+    model.train(**SHORT)
+    assert np.isfinite(model.impute().X).all()
+
+
 def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(panel, reference):
     layered = reference.copy()
     layered.layers["raw"] = layered.X.copy()
@@ -297,6 +339,47 @@ def test_counts_that_are_said_to_be_logs_are_warned_of(reference):
 
 
 @pytest.mark.parametrize("side", ["spatial", "reference"])
+def test_counts_on_one_side_and_logs_on_the_other_are_taken_if_said_and_refused_if_not(
+    side, panel, reference
+):
+    spatial, cells = panel.copy(), reference.copy()
+    of = {"spatial": {}, "reference": {}}
+    if side == "spatial":
+        spatial = with_values(spatial, np.log1p)
+    else:
+        cells = with_values(cells, np.log1p)
+    with pytest.raises(
+        ValueError, match=r"not whole numbers.*If they are log-normalised, say `expression='log'`"
+    ):
+        build(spatial, cells)
+    of[side] = {"expression": "log"}
+    stg.models.CausalGeD.setup_anndata(spatial, **SECTIONS, **of["spatial"])
+    stg.models.CausalGeD.setup_reference(cells, **of["reference"])
+    model = stg.models.CausalGeD(spatial, cells, **TINY)
+    model.train(**SHORT)
+    assert np.isfinite(model.impute().X).all()
+
+
+def test_spots_without_counts_are_warned_of_and_answered(panel, reference):
+    def silence(x):
+        x[[0, 17]] = 0
+        return x
+
+    empty = with_values(panel, silence)
+    with pytest.warns(UserWarning, match=r"2 of 180 spots have no counts in X.*Drop them unless"):
+        model = build(empty, reference)
+    model.train(**SHORT)
+    assert np.isfinite(model.impute().X).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*(no counts|same count).*:UserWarning")
+def test_no_counts_at_all_are_refused(panel, reference):
+    model = build(with_values(panel, np.zeros_like), reference)
+    with pytest.raises(ValueError, match=r"No spot has any expression of a gene that the reference has"):
+        model.train(**SHORT)
+
+
+@pytest.mark.parametrize("side", ["spatial", "reference"])
 def test_an_unknown_scale_is_refused(side, panel, reference):
     with pytest.raises(ValueError, match=r"`expression` must be one of 'counts', 'log'; got 'logs'"):
         if side == "spatial":
@@ -378,7 +461,7 @@ NUMBERS = {"zero": 0, "negative": -3, "half": 1.5, "yes": True}
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("option", ["n_samples", "n_steps", "n_sets"])
+@pytest.mark.parametrize("option", ["n_samples", "n_steps", "n_sets", "batch_size"])
 def test_numbers_that_count_nothing_are_refused(option, name, fitted):
     with pytest.raises(
         ValueError, match=rf"`{option}` must be a whole number, at least 1; got {NUMBERS[name]}"
@@ -403,11 +486,21 @@ def test_an_order_that_does_not_exist_is_refused(fitted):
         fitted.impute(order="best")
 
 
+def test_names_in_the_order_that_nobody_has_are_refused(fitted):
+    with pytest.raises(
+        ValueError,
+        match=r"`order` must name genes of the reference; 2 of 3 are not: Sox2, Pax6\. It has gene_001",
+    ):
+        fitted.impute(order=["gene_002", "Sox2", "Pax6"])
+    fitted.impute(order=["gene_001", "gene_002"])  # of which the first is measured
+
+
 def test_an_answer_that_does_not_fit_into_memory_is_refused(fitted, monkeypatch):
     monkeypatch.setattr(_model, "MAX_BYTES", 1000)
     with pytest.raises(
         ValueError,
-        match=r"The answer for 180 spots and 20 genes would take .* GB; at most .*Name fewer `genes`, or say `intervals=False`",
+        match=r"The answer for 180 spots and 20 genes would take .* GB; at most .*Write it to disk with "
+        r"`out=\"imputed.zarr\"`, name fewer `genes`, or say `intervals=False`",
     ):
         fitted.impute()
 
@@ -427,6 +520,13 @@ def test_an_option_that_does_not_exist_is_refused_with_those_that_do(panel, refe
         build(panel, reference, depth=3)
     with pytest.raises(ValueError, match=r"`preset` must be one of 'small', 'paper'; got 'large'"):
         build(panel, reference, preset="large")
+
+
+@pytest.mark.parametrize("value", [16.0, 0, -4, True, "16", None])
+@pytest.mark.parametrize("name", ["width", "n_layers", "n_metacells"])
+def test_sizes_of_the_network_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=rf"`{name}` must be a whole number, at least \d; got {value!r}"):
+        stg.models.CausalGeDConfig(**{name: value})
 
 
 def test_an_error_changes_nothing(panel, reference):

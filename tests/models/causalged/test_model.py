@@ -15,7 +15,7 @@ from scipy import sparse
 
 import stgen as stg
 from stgen import _keys
-from stgen.models.causalged import _model
+from stgen.models.causalged import _imputation, _tables
 from stgen.models.causalged._calibration import Regression, level, widening
 from stgen.models.causalged._views import Hints, Predictor
 from stgen.testing import changed_slots
@@ -203,7 +203,9 @@ def hints_of(model, adata):
         reference, np.array([module.genes.index(gene) for gene in genes]), np.arange(len(genes)), wanted
     )
     hints = Hints(predictor, spots.of_sample, module.statistic("weight").numpy().astype(np.float64))
-    mean, sd = level(Regression.unpacked(model._numbers("level")), reference.facts[wanted])
+    mean, sd = level(
+        Regression.unpacked(module.statistic("level").numpy().astype(np.float64)), reference.facts[wanted]
+    )
     pattern = hints.rows(spots.rows(np.arange(adata.n_obs)))
     return np.maximum(mean + sd * widening(hints.of_sample.std(axis=0)) * pattern, 0)
 
@@ -411,34 +413,31 @@ def test_genes_that_are_named_come_first(loud):
     finally:
         del loud.module.impute
     assert torch.bincount(seen[0])[1:].tolist() == [2] * 10
-    rank = loud._order(first, genes, np.arange(20), 0)
+    rank = _imputation.generation_order(first, genes, np.arange(20), 0)
     assert [genes[i] for i in rank[:2]] == first and sorted(rank) == list(range(20))
     plain = loud.impute(genes=genes, n_sets=10, **QUICK)
     assert not np.allclose(names.X, plain.X, atol=1e-4)
 
 
-def test_genes_that_can_be_predicted_best_come_first_unless_said_otherwise(loud):
+def test_genes_that_can_be_predicted_best_come_first_unless_said_otherwise(loud, monkeypatch):
     seen = []
-    run = loud._residuals
+    run = _imputation.generation_order
 
     def spy(*args):
-        seen.append(args[7])
-        return run(*args)
+        seen.append(run(*args))
+        return seen[-1]
 
-    loud._residuals = spy
-    try:
-        made = loud.impute(**QUICK)
-        loud.impute(order="random", **QUICK)
-        loud.impute(order="random", random_state=1, **QUICK)
-    finally:
-        del loud._residuals
+    monkeypatch.setattr(_imputation, "generation_order", spy)
+    made = loud.impute(**QUICK)
+    loud.impute(order="random", **QUICK)
+    loud.impute(order="random", random_state=1, **QUICK)
     assert made.var["predictability"].to_numpy()[seen[0]].tolist() == sorted(made.var["predictability"])[::-1]
     assert not np.array_equal(seen[1], seen[0]) and not np.array_equal(seen[1], seen[2])
 
 
 def test_a_gene_named_twice_in_the_order_counts_once(loud):
     genes = [gene for gene in loud.reference_genes if gene not in loud.measured_genes]
-    rank = loud._order([genes[3], genes[3]], genes, np.arange(20), 0)
+    rank = _imputation.generation_order([genes[3], genes[3]], genes, np.arange(20), 0)
     assert sorted(rank) == list(range(20))
 
 
@@ -446,7 +445,7 @@ def test_a_set_sees_the_sets_before_it_however_many_genes_there_are(loud, monkey
     """As `n_sets` says: also where genes do not fit into one pass."""
     genes = [gene for gene in loud.reference_genes if gene not in loud.measured_genes]
     whole = loud.impute(genes=genes, n_sets=2, **QUICK)
-    monkeypatch.setattr(_model, "GENES_AT_ONCE", 10)
+    monkeypatch.setattr(_imputation, "GENES_AT_ONCE", 10)
     assert_same(whole, loud.impute(genes=genes, n_sets=2, **QUICK), exact=False)
 
 
@@ -598,7 +597,7 @@ def test_counts_may_lie_in_layers(panel, reference, silent):
 
 
 def test_measured_genes_beyond_a_number_are_chosen_by_variety(panel, reference, monkeypatch):
-    monkeypatch.setattr(_model, "MAX_MEASURED", 12)
+    monkeypatch.setattr(_tables, "MAX_MEASURED", 12)
     model = fit(panel, reference)
     assert len(model.measured_genes) == 12
     detected = (dense(panel) > 0).mean(axis=0)
@@ -660,7 +659,7 @@ def test_a_view_or_a_file_is_answered_like_what_it_is_of(tmp_path, panel, fitted
 
 def test_statistics_are_taken_from_a_sample_by_name(panel, loud, monkeypatch):
     """All spots are answered from it, whatever their order."""
-    monkeypatch.setattr(_model, "N_SAMPLE", 70)
+    monkeypatch.setattr(_tables, "N_SAMPLE", 70)
     other = panel[np.random.default_rng(2).permutation(panel.n_obs)].copy()
     made, same = (loud.impute(one, **QUICK) for one in (panel, other))
     assert_sound(made)

@@ -20,7 +20,7 @@ from stgen.models.causalged._views import (
     fitted_weights,
     gene_folds,
     left_out_views,
-    standard_views,
+    standard_view,
 )
 
 Q, G, M, P = 150, 24, 14, 90
@@ -235,7 +235,7 @@ def test_a_kernel_view_is_kernel_ridge_regression(name, reference, spots):
         for j, b in enumerate(WANTED):
             to_wanted[i, j] = kernel(gram[a, b])
     first = list(KERNELS).index(name) * len(NEIGHBOURHOODS)
-    views = predictor.views(spots.of_sample)
+    views = list(predictor.views(spots.of_sample))
     for number in range(len(NEIGHBOURHOODS)):
         z = spots.of_sample[number][:, USE].astype(np.float64)
         expected = z @ np.linalg.inv(own) @ to_wanted
@@ -254,7 +254,7 @@ def test_the_mixture_view_is_a_mean_of_metacells(reference, spots):
     ]
     by_hand = np.exp(10 * np.array(cosine))
     np.testing.assert_allclose(share[3], by_hand / by_hand.sum(), rtol=1e-3, atol=1e-6)
-    views = predictor.views(spots.of_sample)
+    views = list(predictor.views(spots.of_sample))
     np.testing.assert_allclose(
         views[1 - len(NEIGHBOURHOODS)], share @ reference.metacells[:, WANTED], rtol=1e-4, atol=1e-5
     )
@@ -271,7 +271,7 @@ def test_hints_of_the_sample_are_those_of_its_rows():
     weight = np.linspace(0, 1, _views.N_VIEWS)
     hints = Hints(Predictor.make(reference, MEASURED, np.arange(M), WANTED), spots.of_sample, weight)
     np.testing.assert_allclose(hints.rows(spots.rows(spots.sample)), hints.of_sample, rtol=1e-4, atol=1e-4)
-    views = standard_views(hints.predictor.views(spots.of_sample))
+    views = np.stack([standard_view(one) for one in hints.predictor.views(spots.of_sample)])
     np.testing.assert_allclose(hints.of_sample, np.tensordot(weight, views, 1), rtol=1e-3, atol=1e-4)
 
 
@@ -287,7 +287,7 @@ def test_standard_views_have_mean_0_and_variance_1_or_are_0():
     rng = np.random.default_rng(0)
     views = (rng.normal(size=(3, 50, 4)) * 5 + 2).astype(np.float32)
     views[1, :, 2] = 7
-    made = standard_views(views)
+    made = np.stack([standard_view(one) for one in views])
     np.testing.assert_allclose(made.mean(1), 0, atol=1e-6)
     expected = np.ones((3, 4))
     expected[1, 2] = 0
@@ -299,7 +299,7 @@ def test_weights_are_those_of_non_negative_least_squares_on_all_genes_and_spots(
     rng = np.random.default_rng(seed)
     truth = rng.normal(size=(60, 5)).astype(np.float32)
     views = np.stack([truth * rng.normal() + rng.normal(size=truth.shape) for _ in range(8)])
-    views = standard_views(views.astype(np.float32))
+    views = np.stack([standard_view(one) for one in views.astype(np.float32)])
     design, goal = views.reshape(8, -1).T.astype(np.float64), truth.ravel().astype(np.float64)
     expected = nnls(design, goal)[0]
     made = fitted_weights(views, truth)

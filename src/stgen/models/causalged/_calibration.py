@@ -176,7 +176,9 @@ def trust(
 ) -> pd.DataFrame:
     """Table, genes × (``predictability``, ``low``, ``high``, ``gain``, ``gain_low``, ``gain_high``, ``verdict``).
 
-    A gene that no cell of the reference has (not ``is_known``) is expected to correlate by 0.
+    ``"use"`` if the whole interval of the gain is above 0, ``"weak"`` if only the expected gain is, else ``"do not use"``: more
+    likely than not the null does as well. A gene that no cell of the reference has (not ``is_known``) is expected to correlate
+    by 0.
     """
     score, gain = np.where(is_known, regression(features).T, 0.0)
     wide, wide_gain = Z * regression.error
@@ -189,7 +191,7 @@ def trust(
             "gain": gain,
             "gain_low": low,
             "gain_high": high,
-            "verdict": np.select([~is_known, low > 0, high > 0], ["do not use", "use", "weak"], "do not use"),
+            "verdict": np.select([~is_known, low > 0, gain > 0], ["do not use", "use", "weak"], "do not use"),
         },
         index=pd.Index(genes, name="gene"),
     )

@@ -3,63 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
-from scipy import sparse, stats
 
 from stgen import _keys
-from stgen._warn import warn
-from stgen.data._expression import ExpressionField, ExpressionTable
+from stgen.data._expression import ExpressionField
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
-from stgen.data._loaders import Table, name_keys
-from stgen.data._names import align_genes, check_unique, some
-from stgen.data._windows import neighbour_index
+from stgen.data._loaders import Table
 from stgen.models._base import Example, STModel
-from stgen.nn._noise import keyed_uniform
 from stgen.train._options import TrainingOptions
 
-from ._calibration import (
-    MASSES,
-    Intervals,
-    Regression,
-    fit_level,
-    fit_trust,
-    level,
-    trust,
-    trust_features,
-    widening,
-)
 from ._config import CausalGeDConfig
+from ._fitting import calibrated, share_of_network
+from ._imputation import (
+    Imputation,
+    Sampling,
+    blocks,
+    check_order,
+    check_size,
+    layer_names,
+    read_genes,
+    wanted_genes,
+    whole,
+)
+from ._influence import as_table, influences, null_influence
 from ._network import CausalGeDNetwork
-from ._parts import even_steps
-from ._reference import Reference, blinded, summarise
-from ._sets import Axes, Known, identities, known, training_sets
-from ._views import N_SAMPLE, NEIGHBOURHOODS, Hints, Predictor, Spots, gene_folds, left_out_views
+from ._reference import FACTS, Reference, summarise
+from ._sets import known, training_sets
+from ._store import check_path, write_store
+from ._tables import MIN_SHARED, ReferenceTable, check_reference, panel_of, read_spots
+from ._views import Spots, gene_folds
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
-Floats = NDArray[np.float32]
-
-MIN_SHARED = 10
-"""Genes that both sides must have at least."""
-MAX_MEASURED = 1000
-"""Measured genes that are looked at; of more, the most variable ones."""
 N_ROWS = 80
 """Sets of genes in an epoch, those for validation among them."""
 N_VALIDATION = 16
-N_DRAWS = 64
-"""Draws by which the share of the network is judged."""
-SPOTS_AT_ONCE = 4096
-GENES_AT_ONCE = 256
 MAX_BYTES = 4 * 1024**3
-"""Size of an answer in memory at most."""
-ORDERS = ("predictable", "random")
+"""Size of an answer in memory at most; what goes to disk is not bounded."""
 
 
 @final
@@ -141,7 +128,7 @@ class CausalGeD(STModel):
                     "CausalGeD needs a single-cell reference beside the spatial data: "
                     "`CausalGeD.setup_reference(reference)`, then `CausalGeD(adata, reference)`."
                 )
-            self._check_reference(adata, reference)
+            check_reference(adata, reference)
 
     # ---------------------------------------------------------------------------------------------------- register
 
@@ -214,33 +201,6 @@ class CausalGeD(STModel):
         ExpressionField(layer, scale=expression).facts(reference)
         reference.uns[_keys.REFERENCE_MARK] = {"layer": layer or "", "expression": expression}
 
-    def _check_reference(self, adata: AnnData, reference: AnnData) -> None:
-        if _keys.REFERENCE_MARK not in reference.uns:
-            raise ValueError(
-                "The reference is not set up. Run `CausalGeD.setup_reference(reference)`, with "
-                "`expression='log'` if it holds log-normalised values, then `CausalGeD(adata, reference)`."
-            )
-        check_unique(
-            reference.var_names, "Gene names of the reference", "Run `reference.var_names_make_unique()`."
-        )
-        shared = adata.var_names.intersection(reference.var_names)
-        if len(shared) < min(MIN_SHARED, adata.n_vars):
-            try:
-                align_genes(list(adata.var_names), reference.var_names, var=reference.var)
-            except ValueError as error:
-                raise ValueError(
-                    f"At least {MIN_SHARED} genes must be in both the spatial data and the reference; {len(shared)} "
-                    f"are. The spatial data has {some(adata.var_names)}; the reference has "
-                    f"{some(reference.var_names)}. {error}"
-                ) from None
-        if len(shared) < MIN_SHARED:
-            raise ValueError(
-                f"At least {MIN_SHARED} genes must be in both the spatial data and the reference; {len(shared)} are."
-            )
-        if len(shared) < adata.n_vars:
-            alone = adata.var_names.difference(reference.var_names)
-            warn(f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}.")
-
     # ------------------------------------------------------------------------------------------------ from AnnData
 
     def _widths(self) -> dict[str, int]:
@@ -260,22 +220,13 @@ class CausalGeD(STModel):
         gram, metacells, facts, axes = (
             self.module.statistic(name).cpu().numpy() for name in ("gram", "metacells", "facts", "axes")
         )
-        return Reference(gram, metacells, facts, axes)
+        return Reference(gram, metacells, facts, axes, int(self.module.statistic("n_cells")))
 
     def _spots(self, adata: AnnData, genes: Sequence[str], target_total: float) -> tuple[Spots, np.ndarray]:
         """Measured genes of spots, and which of ``genes`` these are."""
-        xy, section = self._field(CoordinatesField).read(adata)
-        table = ExpressionTable.read(adata, self._field(ExpressionField), genes, target_total=target_total)
-        x = np.concatenate(
-            [
-                table.batch(rows)["expression"].numpy()
-                for rows in torch.arange(len(table)).split(SPOTS_AT_ONCE)
-            ]
+        return read_spots(
+            adata, self._field(ExpressionField), self._field(CoordinatesField), genes, target_total
         )
-        near = neighbour_index(xy, section, n_neighbors=max(NEIGHBOURHOODS))
-        # a sample by name, whatever the order of rows
-        sample = np.argsort(name_keys(adata.obs_names), kind="stable")[:N_SAMPLE]
-        return Spots(x, near, sample), table.here
 
     def _training_spots(self, adata: AnnData) -> Spots:
         rows = self._field(SplitField).rows(adata)[0]
@@ -295,24 +246,19 @@ class CausalGeD(STModel):
             )
         reference, seed = self._reference_adata, self._random_state
         spatial = adata if len(train_rows) == adata.n_obs else adata[train_rows]
-        field = self._field(ExpressionField)
-        shared = [
-            gene for gene in adata.var_names.astype(str) if gene in set(reference.var_names.astype(str))
-        ]
-        table = ExpressionTable.read(spatial, field, shared)
-        total = float(np.median(table.totals())) or 1.0
-        if len(shared) > MAX_MEASURED:
-            x = table.values
-            detected = np.asarray((x > 0).mean(axis=0)).ravel()
-            variance = detected * (1 - detected)
-            chosen = np.sort(np.argsort(-variance, kind="stable")[:MAX_MEASURED])
-            shared = [shared[i] for i in chosen]
-            table = ExpressionTable.read(spatial, field, shared)
-            total = float(np.median(table.totals())) or 1.0
+        shared, total = panel_of(spatial, reference, self._field(ExpressionField))
         cells = ReferenceTable.read(reference, shared)
         summary = summarise(
             cells.blocks, cells.measured, self.config.n_metacells, self.config.n_axes // 2, seed
         )
+        mean, sd = summary.facts[cells.measured][:, [FACTS.index("mean"), FACTS.index("sd")]].T
+        # sums of squares in single precision leave a constant gene a little of both
+        n_varied = int((sd > np.maximum(0.01 * mean, 1e-3)).sum())
+        if n_varied < MIN_SHARED:
+            raise ValueError(
+                f"At least {MIN_SHARED} measured genes must vary over the cells of the reference, or it does not say which "
+                f"genes go together; {n_varied} of {len(shared)} do."
+            )
         spots, _ = self._spots(spatial, shared, total)
         folds = gene_folds(len(shared), seed)
         seen = known(summary, cells.measured, spots.of_sample, folds)
@@ -321,6 +267,7 @@ class CausalGeD(STModel):
             "metacells": summary.metacells,
             "facts": summary.facts,
             "axes": summary.axes,
+            "n_cells": np.array(summary.n_cells),
             "weight": seen.weight,
             "scale": np.ones(self.config.n_axes),
             "total": np.array(total),
@@ -365,7 +312,6 @@ class CausalGeD(STModel):
         is_first = rows % n_folds == 0
         return rows[~is_first], rows[is_first][:N_VALIDATION]
 
-    @torch.no_grad()
     def _finish(self, table: Table) -> None:
         """How much of the generated residual helps the validation genes."""
         module = self.module
@@ -376,25 +322,10 @@ class CausalGeD(STModel):
             name: part.to(self.device)
             for name, part in table.batch(torch.zeros(1, dtype=torch.int64)).items()
         }
-        is_target = batch["is_target"][0]
-        n = int(is_target.sum())
-        noise = normal_noise(np.arange(n), N_DRAWS, self.config.n_axes, self._random_state).to(self.device)
-        draws = module.impute(batch, step=torch.ones(n, dtype=torch.int64), noise=noise, n_steps=20)
-        made = draws.mean(0)
-        truth = batch["target"][0][is_target]
-        size = (made**2).sum(1)
-        product = (made * truth).sum(1)
-        share = float(product.sum() / size.sum().clamp(min=1e-12))
-        # the lower end of its 95 % interval, from genes: few of them say little
-        error = float(((product - share * size) ** 2).sum().sqrt() / size.sum().clamp(min=1e-12))
-        share = min(max(share - stats.t.ppf(0.975, max(n - 1, 1)) * error, 0.0), 1.0)
-        # a mean of draws that is no larger than chance leaves it is nothing that the network knows
-        is_more = float(size.sum()) > 2 * float(draws.var(0).sum()) / N_DRAWS
-        module.share.fill_(share if is_more else 0.0)
+        module.share.fill_(share_of_network(module, batch, self._random_state))
 
     # -------------------------------------------------------------------------------------------------- imputation
 
-    @torch.no_grad()
     def impute(
         self,
         adata: AnnData | None = None,
@@ -407,6 +338,8 @@ class CausalGeD(STModel):
         intervals: bool = True,
         random_state: int = 0,
         batch_size: int | None = None,
+        out: str | Path | None = None,
+        overwrite: bool = False,
     ) -> AnnData:
         """Expression of genes that were not measured, with its spread, and how far each gene can be trusted.
 
@@ -425,219 +358,144 @@ class CausalGeD(STModel):
             diffusion.
         order
             ``"predictable"``: genes that can be predicted best come first; ``"random"``; or names of genes that come
-            first, such as transcription factors.
+            first, such as transcription factors; those that are measured, or not asked for, count for nothing.
         intervals
             Add 50 % and 90 % intervals of what would be measured.
         random_state
             Seed of the noise, which belongs to a gene and a draw.
         batch_size
             Spots at once in the final product.
+        out
+            Path of a zarr store to write, for an answer larger than memory. Spots are written block by block, and the
+            store takes its name when it is whole; ``anndata.read_zarr`` and ``anndata.experimental.read_lazy`` open it.
+        overwrite
+            Replace a store that is already at ``out``.
 
         Returns
         -------
-        AnnData, spots × genes. ``X`` is expected expression: log1p of counts over a spot's total of *measured* genes,
+        AnnData, spots × genes; with ``out``, its ``X`` and layers stay on disk (``made[:, genes].to_memory()`` reads a
+        part). ``X`` is expected expression: log1p of counts over a spot's total of *measured* genes,
         times ``uns["causalged"]["target_total"]``. Layers ``sd`` (standard deviation of what would be measured),
         ``lower_50``, ``upper_50``, ``lower_90``, ``upper_90``, and ``mass_50``, ``mass_90``: what these intervals hold
         if the model is right, more than 50 % and 90 % where most values are 0. ``var`` has ``predictability``, the Pearson correlation
         over spots that is expected, with an 80 % interval from ``low`` to ``high``; ``gain``, ``gain_low``,
         ``gain_high`` over the mean of measured genes; and ``verdict``: ``"use"`` if the whole interval of the gain is
-        above 0, ``"weak"`` if it holds 0, else ``"do not use"``.
+        above 0, ``"weak"`` if only the expected gain is, else ``"do not use"``: more likely than not the null does as well.
 
         Raises
         ------
         ValueError
             If a gene is measured, is not in the reference, or the answer does not fit into memory.
+        FileExistsError
+            If there is something at ``out``.
         """
-        self._check_fitted("impute")
-        for name, number in (("n_samples", n_samples), ("n_steps", n_steps), ("n_sets", n_sets)):
-            if isinstance(number, bool) or int(number) != number or number < 1:
-                raise ValueError(f"`{name}` must be a whole number, at least 1; got {number!r}.")
-        n_samples, n_steps, n_sets = int(n_samples), int(n_steps), int(n_sets)
-        adata = self._data(adata)
-        self._check_inputs(adata)
-        wanted = self._wanted(adata, genes)
-        n_layers = 2 + 3 * len(MASSES) * intervals
-        if (size := 4 * n_layers * adata.n_obs * len(wanted)) > MAX_BYTES:
-            raise ValueError(
-                f"The answer for {adata.n_obs} spots and {len(wanted)} genes would take {size / 1024**3:.1f} GB; at "
-                f"most {MAX_BYTES / 1024**3:.0f} GB are made at once. Name fewer `genes`, or say `intervals=False`."
-            )
-        return self._imputed(
-            adata, wanted, n_samples, n_steps, n_sets, order, intervals, random_state, batch_size
+        sampling = Sampling(
+            n_samples=n_samples, n_steps=n_steps, n_sets=n_sets, order=order, random_state=random_state
         )
-
-    def _wanted(self, adata: AnnData, genes: Sequence[str] | None) -> np.ndarray:
-        """Genes to impute, as numbers among the reference's."""
-        known_genes = pd.Index(self.module.genes)
-        present = set(adata.var_names.astype(str))
-        if genes is None:
-            found = np.flatnonzero([gene not in present for gene in known_genes])
-            if not len(found):
-                raise ValueError(
-                    "The reference has no gene that is not measured: there is nothing to impute."
-                )
-            return found
-        listed = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
-        if not listed:
-            raise ValueError("`genes` must name at least one gene; it is empty.")
-        check_unique(pd.Index(listed), "`genes`", "Name each once.")
-        there = [gene for gene in listed if gene in present]
-        if there:
-            raise ValueError(
-                f"`genes` must name genes that were not measured; {len(there)} were: {some(there)}. Leave them out."
-            )
-        try:
-            return align_genes(listed, known_genes)
-        except ValueError as error:
-            raise ValueError(f"`genes` must be in the reference. {error}") from None
-
-    def _imputed(
-        self,
-        adata: AnnData,
-        wanted: np.ndarray,
-        n_samples: int,
-        n_steps: int,
-        n_sets: int,
-        order: str | Sequence[str],
-        intervals: bool,
-        random_state: int,
-        batch_size: int | None,
-    ) -> AnnData:
-        from anndata import AnnData as Table
-
-        module, reference = self.module, self._reference()
-        spots, here = self._spots(adata, module.measured, float(module.statistic("total")))
-        measured = self._measured(here)
-        reference = dataclasses.replace(reference, gram=reference.gram[here])
-        weight = module.statistic("weight").cpu().numpy().astype(np.float64)
-        names = [module.genes[i] for i in wanted]
-        use = np.arange(len(measured))
-        facts = reference.facts[wanted]
-        mean, sd = level(Regression.unpacked(self._numbers("level")), facts)
-        bands = Intervals(
-            *(
-                module.statistic(f"interval_{part}").cpu().numpy()
-                for part in ("centre", "quantile", "sd", "mass")
-            )
+        batch_size = None if batch_size is None else whole("batch_size", batch_size)
+        path = None if out is None else check_path(out, overwrite=overwrite)
+        imputation, made = self._asked(
+            adata, genes, sampling, most_bytes=None if path else MAX_BYTES, intervals=intervals
         )
-
-        predictor = Predictor.make(reference, measured, use, wanted)
-        hints, axes = Hints(predictor, spots.of_sample, weight), Axes(reference, predictor, spots.of_sample)
-        nearest, strength = reference.gram[:, wanted].max(axis=0), hints.of_sample.std(axis=0)
-        features, sd = trust_features(facts, strength, nearest), sd * widening(strength)
-        table = trust(Regression.unpacked(self._numbers("trust")), features, names, facts[:, 2] > 0)
-        first = np.argsort(-table["predictability"].to_numpy(), kind="stable")
-        rank = self._order(order, names, first, random_state)
-        residual = np.zeros((n_samples, len(wanted), self.config.n_axes), dtype=np.float32)
-        share = float(module.share)
-        if share > 0:
-            folds = gene_folds(len(measured), self._random_state)
-            views = left_out_views(reference, measured, spots.of_sample, use, folds)
-            residual = self._residuals(
-                reference, measured, wanted, spots, axes, hints, Known(views, weight), rank,
-                n_samples, n_steps, n_sets, random_state,
-            )  # fmt: skip
-        centre, spread = share * residual.mean(axis=0), share * residual.std(axis=0)
-
-        n = adata.n_obs
-        x = np.empty((n, len(wanted)), dtype=np.float32)
-        layers = {"sd": np.empty_like(x)}
-        ends = [(f"{side}_{mass}", 0.5 + sign * mass / 200) for mass in MASSES for side, sign in (("lower", -1), ("upper", 1))]  # fmt: skip
-        if intervals:
-            layers |= {
-                name: np.empty_like(x)
-                for name in [*(name for name, _ in ends), *(f"mass_{m}" for m in MASSES)]
-            }
-        for rows in np.array_split(np.arange(n), max(1, -(-n // (batch_size or SPOTS_AT_ONCE)))):
-            neighbourhoods = spots.rows(rows)
-            pattern, along = hints.rows(neighbourhoods), axes.rows(neighbourhoods)
-            part = np.maximum(mean + sd * (pattern + along @ centre.T), 0.0)
-            x[rows] = part
-            drawn = sd * np.sqrt(np.square(along) @ np.square(spread).T)
-            layers["sd"][rows] = np.sqrt(bands.spread(part) ** 2 + drawn**2)
-            if intervals:
-                for name, probability in ends:
-                    layers[name][rows] = np.maximum(bands.at(part, probability), 0.0)
-                for mass in MASSES:
-                    layers[f"mass_{mass}"][rows] = bands.mass_at(part, mass)
-        made = Table(X=x, obs=pd.DataFrame(index=adata.obs_names), var=table, layers=layers)
-        made.uns[_keys.CAUSALGED] = {
-            "target_total": float(module.statistic("total")),
-            "share": share,
-            "n_measured": len(measured),
-        }
+        if path is not None:
+            return write_store(imputation, made, path, intervals=intervals, batch_size=batch_size)
+        made.X = np.empty(made.shape, dtype=np.float32)
+        for name in layer_names(intervals=intervals):
+            made.layers[name] = np.empty(made.shape, dtype=np.float32)
+        for rows in blocks(made.n_obs, made.n_vars, batch_size):
+            for name, values in imputation.rows(rows, intervals=intervals):
+                (made.X if name == "X" else made.layers[name])[rows] = values
         return made
 
-    def _numbers(self, name: str) -> NDArray[np.float64]:
-        return self.module.statistic(name).cpu().numpy().astype(np.float64)
-
-    def _order(
-        self, order: str | Sequence[str], names: list[str], first: np.ndarray, seed: int
-    ) -> np.ndarray:
-        """Genes in the order in which they are generated."""
-        if isinstance(order, str):
-            if order not in ORDERS:
-                raise ValueError(
-                    f"`order` must be {' or '.join(map(repr, ORDERS))}, or names of genes that come first; got {order!r}."
-                )
-            if order == "predictable":
-                return first
-            by_key = keyed_uniform(torch.from_numpy(name_keys(pd.Index(names))), 1, seed=seed)[:, 0]
-            return by_key.argsort(stable=True).numpy()
-        listed = pd.Index(names).get_indexer(pd.Index(list(order)).unique())
-        lead = listed[listed >= 0]
-        return np.concatenate([lead, first[~np.isin(first, lead)]])
-
-    def _residuals(
+    def _asked(
         self,
-        reference: Reference,
-        measured: np.ndarray,
-        wanted: np.ndarray,
-        spots: Spots,
-        axes: Axes,
-        hints: Hints,
-        context: Known,
-        rank: np.ndarray,
-        n_samples: int,
-        n_steps: int,
-        n_sets: int,
-        seed: int,
-    ) -> Floats:
-        """Draws (n_samples, w, L) of what hints leave unsaid."""
-        module, device = self.module, self.device
-        scale = module.statistic("scale").cpu().numpy()
-        own = {
-            "identity": identities(reference, measured),
-            "hint": axes.latents(context.hint) / scale,
-            "residual": axes.latents(spots.of_sample[0] - context.hint) / scale,
+        adata: AnnData | None,
+        genes: Sequence[str] | None,
+        sampling: Sampling,
+        *,
+        most_bytes: int | None,
+        intervals: bool,
+    ) -> tuple[Imputation, AnnData]:
+        """What answers any spot, and the answer without values: names, trust and facts."""
+        from anndata import AnnData as Table
+
+        self._check_fitted("impute")
+        adata = self._data(adata)
+        self._check_inputs(adata)
+        wanted = wanted_genes(genes, self.module.genes, adata.var_names.astype(str))
+        check_order(sampling.order, [*self.module.genes, *adata.var_names.astype(str)])
+        if most_bytes is not None:
+            check_size(adata.n_obs, len(wanted), most_bytes, intervals=intervals)
+        imputation = self._imputation(adata, wanted, sampling)
+        facts = {
+            "target_total": float(self.module.statistic("total")),
+            "share": float(self.module.share),
+            "n_measured": imputation.spots.x.shape[1],
         }
-        out = np.zeros((n_samples, len(wanted), self.config.n_axes), dtype=np.float32)
-        keys = name_keys(pd.Index([module.genes[i] for i in wanted]))
-        asked = {
-            "identity": identities(reference, wanted[rank]),
-            "hint": axes.latents(hints.of_sample)[rank] / scale,
-            "residual": np.zeros((len(rank), self.config.n_axes), dtype=np.float32),
-        }
-        batch = {
-            name: torch.from_numpy(np.concatenate([own[name], asked[name]]).astype(np.float32))[None].to(
-                device
-            )
-            for name in own
-        }
-        batch["is_target"] = (torch.arange(len(measured) + len(rank), device=device) >= len(measured))[None]
-        out[:, rank] = (
-            scale
-            * module.impute(
-                batch,
-                step=even_steps(len(rank), n_sets).to(device),
-                noise=normal_noise(keys[rank], n_samples, self.config.n_axes, seed).to(device),
-                n_steps=n_steps,
-                at_once=GENES_AT_ONCE,
-            )
-            .cpu()
-            .numpy()
+        obs = pd.DataFrame(index=adata.obs_names)
+        return imputation, Table(obs=obs, var=imputation.table, uns={_keys.CAUSALGED: facts})
+
+    def _known(self, adata: AnnData) -> tuple[Reference, np.ndarray, Spots]:
+        """The reference and where measured genes are in it, for those that ``adata`` has; and its spots."""
+        spots, here = self._spots(adata, self.module.measured, float(self.module.statistic("total")))
+        reference = self._reference()
+        return dataclasses.replace(reference, gram=reference.gram[here]), self._measured(here), spots
+
+    def _imputation(self, adata: AnnData, wanted: np.ndarray, sampling: Sampling) -> Imputation:
+        """All that is the same for every spot of ``adata``."""
+        reference, measured, spots = self._known(adata)
+        use = np.arange(len(measured))
+        return Imputation.make(
+            self.module, reference, measured, spots, wanted, use, sampling, self._random_state
         )
-        return out
+
+    def get_gene_influence(
+        self,
+        adata: AnnData | None = None,
+        *,
+        genes: Sequence[str],
+        withheld: Sequence[str] | None = None,
+        n_null: int = 20,
+        random_state: int = 0,
+    ) -> pd.DataFrame:
+        """How imputed genes change when a measured gene is withheld; see :func:`stgen.get.gene_influence`.
+
+        Parameters
+        ----------
+        adata
+            Spatial data. ``None`` takes the model's data.
+        genes
+            Imputed genes to look at.
+        withheld
+            Measured genes to withhold, one at a time. ``None`` takes all that the model reads.
+        n_null
+            Measured genes that are made strangers to the reference, for the column ``null``.
+        random_state
+            Seed of the noise and of the choice of those.
+        """
+        self._check_fitted("say what its genes owe to each other")
+        n_null, adata = whole("n_null", n_null), self._data(adata)
+        self._check_inputs(adata)
+        if genes is None:
+            raise ValueError("`genes` must name the imputed genes to look at.")
+        wanted = wanted_genes(genes, self.module.genes, adata.var_names.astype(str))
+        reference, measured, spots = self._known(adata)
+        names = [self.module.genes[i] for i in measured]
+        columns = np.arange(len(names)) if withheld is None else read_genes(withheld, names)
+        if len(names) < 3:
+            raise ValueError(f"At least 3 measured genes are needed to withhold one; {len(names)} are there.")
+        sampling = Sampling(random_state=random_state)
+
+        def expected(known: Reference, use: np.ndarray) -> np.ndarray:
+            made = Imputation.make(
+                self.module, known, measured, spots, wanted, use, sampling, self._random_state
+            )
+            return next(values for name, values in made.rows(spots.sample, intervals=False) if name == "X")
+
+        of_measured = spots.of_sample[0]
+        found = influences(expected, reference, measured, of_measured, columns.tolist())
+        null = null_influence(expected, reference, measured, n_null, random_state)
+        return as_table(found, null, [self.module.genes[i] for i in wanted], names)
 
     @classmethod
     def example(cls) -> Example:
@@ -658,95 +516,3 @@ class CausalGeD(STModel):
             train={"max_epochs": 2, "batch_size": 8},
             verb="impute",
         )
-
-
-class ReferenceTable:
-    """A reference, log-normalised block by block."""
-
-    def __init__(self, values: Any, genes: list[str], measured: np.ndarray, total: float | None) -> None:
-        self.values, self.genes, self.measured, self.total = values, genes, measured, total
-
-    @classmethod
-    def read(cls, reference: AnnData, shared: Sequence[str]) -> ReferenceTable:
-        """Check and read; ``shared`` genes make up a cell's total."""
-        mark = reference.uns[_keys.REFERENCE_MARK]
-        field = ExpressionField(str(mark["layer"]) or None, scale=str(mark["expression"]))
-        field.facts(reference)
-        genes = [str(gene) for gene in reference.var_names]
-        measured = align_genes(list(shared), genes)
-        values = field.matrix(reference)
-        if field.scale == "log":
-            return cls(values, genes, measured, None)
-        totals = np.asarray(values[:, measured].sum(axis=1)).ravel()
-        if not (totals > 0).any():
-            raise ValueError("No cell of the reference has a count of a gene that the spatial data measured.")
-        if (n := int((totals > 0).sum())) < MIN_SHARED:
-            raise ValueError(
-                f"At least {MIN_SHARED} cells of the reference must have a count of a gene that the spatial data measured; "
-                f"{n} of {len(totals)} have. Is it the same species and the same spelling of names?"
-            )
-        return cls(values, genes, measured, float(np.median(totals[totals > 0])))
-
-    def blocks(self) -> Iterator[sparse.csr_matrix]:
-        """Cells × genes, a thousand cells at a time; of counts, cells without a measured count are left out."""
-        for start in range(0, self.values.shape[0], 1000):
-            x = sparse.csr_matrix(self.values[start : start + 1000]).astype(np.float32)
-            if self.total is not None:
-                total = np.asarray(x[:, self.measured].sum(axis=1)).ravel()
-                x = sparse.diags(self.total / np.maximum(total[total > 0], 1e-9)) @ x[total > 0]
-                x = sparse.csr_matrix(x).log1p()
-            if x.shape[0]:
-                yield x
-
-
-def calibrated(
-    reference: Reference,
-    measured: np.ndarray,
-    spots: Spots,
-    seen: Known,
-    folds: Sequence[np.ndarray],
-    seed: int,
-) -> dict[str, Any]:
-    """Level, intervals and trust, each gene predicted without its fold."""
-    x, z = spots.x[spots.sample], spots.of_sample[0]
-    facts, hint = reference.facts[measured], seen.hint
-    mean, sd = np.empty(len(measured), dtype=np.float32), np.empty(len(measured), dtype=np.float32)
-    shared, nearest = np.empty_like(z), np.empty(len(measured), dtype=np.float32)
-    for part in folds:
-        others = np.setdiff1d(np.arange(len(measured)), part)
-        mean[part], sd[part] = level(fit_level(facts[others], x[:, others]), facts[part])
-        shared[:, part] = z[:, others].mean(axis=1, keepdims=True)
-        nearest[part] = reference.gram[np.ix_(others, measured[part])].max(axis=0)
-    strength = hint.std(axis=0)
-    bands = Intervals.fit(np.maximum(mean + sd * widening(strength) * hint, 0.0), x, seed)
-    features = trust_features(facts, strength, nearest)
-    # beside them, copies of which the reference knows nothing: or trust would be what is usual for a gene that it knows
-    blind = blinded(reference, measured, seed)
-    copies, blind_nearest = np.empty_like(z), np.empty(len(measured), dtype=np.float32)
-    for part in folds:
-        others = np.setdiff1d(np.arange(len(measured)), part)
-        column = len(reference.facts) + part
-        predictor = Predictor.make(blind, measured, others, column)
-        copies[:, part] = Hints(predictor, spots.of_sample, seen.weight).of_sample
-        blind_nearest[part] = blind.gram[np.ix_(others, column)].max(axis=0)
-    blind_features = trust_features(blind.facts[len(reference.facts) :], copies.std(axis=0), blind_nearest)
-    taught = fit_trust(
-        np.concatenate([features, blind_features]),
-        np.concatenate([hint, copies], axis=1),
-        np.concatenate([z, z], axis=1),
-        np.concatenate([shared, shared], axis=1),
-    )
-    return {
-        "level": fit_level(facts, x).packed(),
-        "interval_centre": bands.centre,
-        "interval_quantile": bands.quantile,
-        "interval_sd": bands.sd,
-        "interval_mass": bands.mass,
-        "trust": taught.packed(),
-    }
-
-
-def normal_noise(keys: np.ndarray, n_samples: int, length: int, seed: int) -> torch.Tensor:
-    """(n_samples, genes, length) standard normal numbers that belong to a gene and a draw."""
-    uniform = keyed_uniform(torch.from_numpy(np.asarray(keys, dtype=np.int64)), n_samples * length, seed=seed)
-    return torch.special.ndtri(uniform.double()).float().unflatten(1, (n_samples, length)).transpose(0, 1)

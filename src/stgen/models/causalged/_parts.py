@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...nn._attention import Attend
+from ...nn._noise import keyed_uniform
 
 
 class PlainBlock(nn.Module):
@@ -78,3 +80,9 @@ def step_weights(step: Tensor) -> Tensor:
     """Weights of the loss: falling from 2 to 1 with the rank of the first gene of a gene's step."""
     first = torch.searchsorted(step, step, right=False)
     return 2.0 - first / max(len(step) - 1, 1)
+
+
+def normal_noise(keys: np.ndarray, n_samples: int, length: int, seed: int) -> Tensor:
+    """(n_samples, genes, length) standard normal numbers that belong to a gene and a draw."""
+    uniform = keyed_uniform(torch.from_numpy(np.asarray(keys, dtype=np.int64)), n_samples * length, seed=seed)
+    return torch.special.ndtri(uniform.double()).float().unflatten(1, (n_samples, length)).transpose(0, 1)

@@ -10,7 +10,7 @@ p spots, s of them in the sample on which everything is fitted, m measured genes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,11 +115,17 @@ class Predictor:
         share = np.exp(cosine - cosine.max(axis=1, keepdims=True))
         return share / share.sum(axis=1, keepdims=True)
 
-    def views(self, neighbourhoods: Sequence[Floats]) -> Floats:
-        """(V, n, w)"""
-        parts = [spots[:, self.use] @ one for one in self.coefficient for spots in neighbourhoods]
-        parts += [self.mixture(spots) @ self.of_wanted for spots in neighbourhoods]
-        return np.stack(parts)
+    def views(
+        self, neighbourhoods: Sequence[Floats], asked: Iterable[int] = range(N_VIEWS)
+    ) -> Iterator[Floats]:
+        """V times (n, w): only one is held at a time. ``asked`` are the numbers of those to make."""
+        for number in asked:
+            kind, place = divmod(number, len(NEIGHBOURHOODS))
+            spots = neighbourhoods[place]
+            if kind < len(self.coefficient):
+                yield spots[:, self.use] @ self.coefficient[kind]
+            else:
+                yield self.mixture(spots) @ self.of_wanted
 
 
 def _unit_length(x: Floats) -> Floats:
@@ -132,19 +138,28 @@ class Hints:
     def __init__(
         self, predictor: Predictor, of_sample: Sequence[Floats], weight: NDArray[np.float64]
     ) -> None:
-        views = predictor.views(of_sample)
         self.predictor = predictor
-        self.mean = views.mean(axis=1, keepdims=True)
-        sd = views.std(axis=1, keepdims=True)
-        self.scale = weight[:, None, None].astype(np.float32) / np.where(sd > CONSTANT, sd, np.inf)
-        self.of_sample = self._weighed(views)
-
-    def _weighed(self, views: Floats) -> Floats:
-        return np.asarray(((views - self.mean) * self.scale).sum(axis=0))
+        # of many genes one view is large, and least squares leaves most views out
+        self.asked = np.flatnonzero(weight)
+        self.mean, self.scale = [], []
+        out = np.zeros((len(of_sample[0]), predictor.of_wanted.shape[1]), dtype=np.float32)
+        for share, view in zip(weight[self.asked], predictor.views(of_sample, self.asked), strict=True):
+            mean, sd = view.mean(axis=0), view.std(axis=0)
+            scale = np.float32(share) / np.where(sd > CONSTANT, sd, np.inf)
+            out += (view - mean) * scale
+            self.mean.append(mean)
+            self.scale.append(scale)
+        self.of_sample = out
 
     def rows(self, neighbourhoods: Sequence[Floats]) -> Floats:
         """(n, w) standardised patterns of some spots."""
-        return self._weighed(self.predictor.views(neighbourhoods))
+        out = np.zeros((len(neighbourhoods[0]), self.predictor.of_wanted.shape[1]), dtype=np.float32)
+        views = self.predictor.views(neighbourhoods, self.asked)
+        for view, mean, scale in zip(views, self.mean, self.scale, strict=True):
+            view -= mean
+            view *= scale
+            out += view
+        return out
 
 
 def gene_folds(n: int, seed: int) -> list[Ints]:
@@ -153,11 +168,11 @@ def gene_folds(n: int, seed: int) -> list[Ints]:
     return [np.sort(part) for part in np.array_split(order, min(N_FOLDS, n))]
 
 
-def standard_views(views: Floats) -> Floats:
-    """Views (V, n, w), each gene of each with mean 0 and variance 1; constant ones are 0."""
-    views = views - views.mean(axis=1, keepdims=True)
-    sd = views.std(axis=1, keepdims=True)
-    return np.asarray(views / np.where(sd > CONSTANT, sd, np.inf), dtype=np.float32)
+def standard_view(view: Floats) -> Floats:
+    """A view (n, w), each gene with mean 0 and variance 1; constant ones are 0."""
+    view = view - view.mean(axis=0)
+    sd = view.std(axis=0)
+    return np.asarray(view / np.where(sd > CONSTANT, sd, np.inf), dtype=np.float32)
 
 
 def left_out_views(
@@ -168,7 +183,8 @@ def left_out_views(
     for part in folds:
         others = np.setdiff1d(np.arange(len(use)), part)
         predictor = Predictor.make(reference, measured, use[others], measured[use[part]])
-        out[:, :, part] = standard_views(predictor.views(spots))
+        for number, view in enumerate(predictor.views(spots)):
+            out[number][:, part] = standard_view(view)
     return out
 
 
