@@ -81,12 +81,12 @@ def wave(xy):
     return np.stack([np.sin(5 * xy[:, 0] / SIDE), np.cos(4 * xy[:, 1] / SIDE)], axis=1).astype(np.float32)
 
 
-def test_the_surface_answers_where_it_alone_knows():
+def test_the_surface_has_half_the_answer_where_it_alone_knows():
     """The network says nothing, and claims to explain every seen cell."""
     x = wave(cells_of(N).xy) + np.random.default_rng(0).normal(0, 0.3, (N, 2)).astype(np.float32)
     share, answer, xy, asked = interpolation(x, x, lambda at: np.zeros((len(at), 2), np.float32))
-    assert share == 1
-    assert np.square(answer - wave(xy)).mean() < 0.05
+    assert share == 0.5
+    assert np.square(answer - wave(xy) / 2).mean() < 0.02
     assert len(asked) == 4 and all(20 < len(rows) < 60 for rows in asked)
 
 
