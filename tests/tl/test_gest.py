@@ -135,9 +135,41 @@ def test_scanpy_goes_on_from_the_embedding(model, new):
     # not the default method, which compiles for a minute
     sc.pp.neighbors(new, use_rep="X_gest", n_neighbors=5, method="gauss", transformer="sklearn")
     assert new.uns["neighbors"]["params"]["use_rep"] == "X_gest"
-    pytest.importorskip("igraph")
+
+
+def drawn_by_squidpy(adata, color):
+    """Where `sq.pl.spatial_scatter` draws points, and the clusters its legend names."""
+    sq = pytest.importorskip("squidpy")
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    sq.pl.spatial_scatter(adata, color=color, shape=None, library_id="one")
+    figure = plt.gcf()
+    legend = {text.get_text() for axis in figure.axes for text in axis.get_legend().get_texts()}
+    points = np.concatenate([points.get_offsets() for axis in figure.axes for points in axis.collections])
+    plt.close(figure)
+    return np.unique(points, axis=0), legend
+
+
+@pytest.mark.slow
+def test_squidpy_draws_what_comes_with_the_niches(model, new):
+    stg.tl.gest_niche_embed(new, model=model)
+    new.obs["gest_meta_cell"] = new.obs["gest_meta_cell"].astype(str).astype("category")
+    points, legend = drawn_by_squidpy(new, "gest_meta_cell")
+    np.testing.assert_allclose(points, np.unique(new.obsm[_keys.SPATIAL], axis=0))
+    assert legend == set(new.obs["gest_meta_cell"])
+
+
+@pytest.mark.slow
+def test_squidpy_draws_clusters_of_niches(model, new):
+    sc = pytest.importorskip("scanpy")
+    pytest.importorskip("igraph", reason="sc.tl.leiden needs igraph")
+    pytest.importorskip("leidenalg", reason="sc.tl.leiden needs leidenalg")
+    stg.tl.gest_niche_embed(new, model=model)
+    sc.pp.neighbors(new, use_rep="X_gest")
     sc.tl.leiden(new, flavor="igraph", n_iterations=2)
-    assert new.obs["leiden"].notna().all()
+    points, legend = drawn_by_squidpy(new, "leiden")
+    assert len(points) == new.n_obs
+    assert legend == set(new.obs["leiden"])
 
 
 def test_one_seed_gives_one_result(new):
@@ -485,9 +517,9 @@ EITHER = [
     (
         spatial(nan_place),
         ValueError,
-        "1 of (80|79) spots have NaN or infinite coordinates, such as s3_cell00004",
+        "1 of (80|79) cells have NaN or infinite coordinates, such as s3_cell00004",
     ),
-    (spatial(same_place), ValueError, "most spots lie exactly on another spot"),
+    (spatial(same_place), ValueError, "most cells lie exactly on another cell"),
     (spatial(pixels), ValueError, "must be in µm; .* these look like pixels"),
     (undeclared_pixels, ValueError, "must be in µm; uns.* says one unit is 0.2 µm"),
     (scaled, ValueError, "X must hold counts; found negative values"),
@@ -558,7 +590,7 @@ def test_a_handful_of_cells_is_embedded(n, new):
 
 
 def test_one_cell_cannot_train(new):
-    with pytest.raises(ValueError, match="At least 2 spots are needed; this AnnData has 1"):
+    with pytest.raises(ValueError, match="At least 2 cells are needed; this AnnData has 1"):
         stg.tl.gest_niche_embed(new[:1].copy(), **FAST)
 
 
@@ -746,4 +778,4 @@ def test_without_interpolation_the_network_speaks_alone(model, new):
     np.testing.assert_array_equal(
         new.layers["gest"][mask], model.generate(new, mask=mask, interpolate=False).X
     )
-    assert new.uns["gest"]["interpolated"] == 0
+    assert new.uns["gest"]["surface_share"] == 0

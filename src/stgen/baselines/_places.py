@@ -175,13 +175,17 @@ class PlaceBaseline(ABC):
             )
         if len(places) < 2:
             raise ValueError(f"{self.name!r} needs at least 2 training cells; got {len(places)}.")
+        self._take(places, names, values)
+        self._fit()
+        return self
+
+    def _take(self, places: Floats, names: NDArray[np.str_], values: NDArray[Any]) -> None:
+        """Keep the cells, section by section."""
         self._surfaces = {}
         for name in np.unique(names):
             here = names == name
             self._surfaces[str(name)] = Surface(places[here], values[here].astype(np.float64))
         self._n_genes = values.shape[1]
-        self._fit()
-        return self
 
     def predict(self, xy: ArrayLike, section: ArrayLike | None) -> Floats:
         """Predict cells from their places.
@@ -414,7 +418,22 @@ class GaussianProcess(PlaceBaseline):
         error = self._errors(self._by_option, len(self.kernels) * len(self.noises))
         self.best_ = np.argsort(error, axis=0, kind="stable")[: self.n_best]
         """Options × genes: numbers of the choices that are averaged."""
+        self._lay()
+
+    def _lay(self) -> None:
         self._surface_weights = {name: self._weights(surface) for name, surface in self._surfaces.items()}
+
+    def refit(self, xy: ArrayLike, section: ArrayLike | None, values: NDArray[Any]) -> Self:
+        """Lay surfaces through other cells, with the choices that were made in :meth:`fit`.
+
+        Parameters
+        ----------
+        xy, section, values
+            As for :meth:`fit`, with the same genes.
+        """
+        self._take(*_check_places(xy, section), values)
+        self._lay()
+        return self
 
     def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
         for kernel in self.kernels:

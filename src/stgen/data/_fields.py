@@ -175,6 +175,8 @@ class CountsField(Field):
 
     registry_key: ClassVar[str] = "counts"
     is_target: ClassVar[bool] = True
+    rows_are: ClassVar[str] = "spots"
+    """How messages call rows."""
 
     @property
     def attr_name(self) -> str:
@@ -219,13 +221,13 @@ class CountsField(Field):
         n_empty = int((np.concatenate(totals) == 0).sum())
         if n_empty:
             warn(
-                f"{n_empty} of {adata.n_obs} spots have no counts in {self.name}; a model learns that they "
+                f"{n_empty} of {adata.n_obs} {self.rows_are} have no counts in {self.name}; a model learns that they "
                 "are empty. Drop them unless that is what they are.",
             )
         constant = adata.var_names[lowest == highest]
         if len(constant):
             warn(
-                f"{len(constant)} of {adata.n_vars} genes have the same count in every spot, such as "
+                f"{len(constant)} of {adata.n_vars} genes have the same count in every {self.rows_are.removesuffix('s')}, such as "
                 f"{some(constant)}; nothing can be learned about them and most scores are undefined.",
             )
 
@@ -350,6 +352,8 @@ class CoordinatesField(Field):
 
     key: str = _keys.SPATIAL
     library_key: str | None = None
+    rows_are: str = "spots"
+    """How messages call rows."""
 
     registry_key: ClassVar[str] = "xy"
 
@@ -365,17 +369,19 @@ class CoordinatesField(Field):
         """Coordinates (n, 2) float64 in µm, and the section of each spot as integer codes; both checked."""
         xy = _obsm(adata, self.key, remedy="Name yours with `spatial_key=`.").astype(np.float64)
         if xy.ndim != 2 or xy.shape[1] != 2:
-            raise ValueError(f"obsm[{self.key!r}] must be spots × 2 (x, y in µm); its shape is {xy.shape}.")
+            raise ValueError(
+                f"obsm[{self.key!r}] must be {self.rows_are} × 2 (x, y in µm); its shape is {xy.shape}."
+            )
         finite = finite_rows(xy)
         if not finite.all():
             raise ValueError(
-                f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} spots have NaN "
-                f"or infinite coordinates, such as {some(adata.obs_names[~finite])}. Drop these spots."
+                f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} {self.rows_are} have NaN "
+                f"or infinite coordinates, such as {some(adata.obs_names[~finite])}. Drop these {self.rows_are}."
             )
         section = self._sections(adata)
         if section is None:
-            check_one_section(xy, adata.obs, self.key)
-        check_scale(xy, section, adata.uns, self.key)
+            check_one_section(xy, adata.obs, self.key, rows_are=self.rows_are)
+        check_scale(xy, section, adata.uns, self.key, rows_are=self.rows_are)
         return xy, section
 
     def _sections(self, adata: AnnData) -> np.ndarray | None:
@@ -385,7 +391,7 @@ class CoordinatesField(Field):
         column = adata.obs[self.library_key]
         if column.isna().any():
             raise ValueError(
-                f"obs[{self.library_key!r}] must name the section of every spot; {int(column.isna().sum())} "
+                f"obs[{self.library_key!r}] must name the section of all {self.rows_are}; {int(column.isna().sum())} "
                 "are missing."
             )
         return pd.factorize(column, sort=True)[0]
@@ -498,11 +504,15 @@ def check_patients(adata: AnnData, patient: PatientField, split: SplitField) -> 
         )
 
 
-def check_observations(adata: AnnData, *, minimum: int = 1) -> None:
-    """Raise on too few spots, or spots that share a name."""
+def check_observations(adata: AnnData, *, minimum: int = 1, rows_are: str = "spots") -> None:
+    """Raise on too few rows, or rows that share a name."""
     if adata.n_obs < minimum:
-        raise ValueError(f"At least {minimum} spots are needed; this AnnData has {adata.n_obs}.")
-    check_unique(adata.obs_names, "Spot names", "Run `adata.obs_names_make_unique()`.")
+        raise ValueError(f"At least {minimum} {rows_are} are needed; this AnnData has {adata.n_obs}.")
+    check_unique(
+        adata.obs_names,
+        f"{rows_are.removesuffix('s').capitalize()} names",
+        "Run `adata.obs_names_make_unique()`.",
+    )
 
 
 def field_from(saved: Facts) -> Field:

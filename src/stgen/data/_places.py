@@ -24,7 +24,14 @@ def spot_pitch(xy: np.ndarray, section: np.ndarray | None = None) -> float:
     return float(np.median(np.concatenate(distances))) if distances else float("nan")
 
 
-def check_scale(xy: np.ndarray, section: np.ndarray | None, uns: Any, key: str = _keys.SPATIAL) -> None:
+def check_scale(
+    xy: np.ndarray,
+    section: np.ndarray | None,
+    uns: Any,
+    key: str = _keys.SPATIAL,
+    *,
+    rows_are: str = "spots",
+) -> None:
     """Raise if coordinates are plainly not µm, by their pitch or by a scale in ``uns`` that nobody used."""
     remedy = "Convert with `stg.pp.coordinates_in_um`."
     um_per_unit = uns.get(_keys.UM_PER_UNIT)
@@ -39,12 +46,12 @@ def check_scale(xy: np.ndarray, section: np.ndarray | None, uns: Any, key: str =
         return
     if pitch == 0:
         raise ValueError(
-            f"obsm[{key!r}] must be in µm; most spots lie exactly on another spot. "
+            f"obsm[{key!r}] must be in µm; most {rows_are} lie exactly on another {rows_are.removesuffix('s')}. "
             "Overlapping sections need `library_key=`, the column of `obs` that tells them apart."
         )
     if not 1 <= pitch <= 1000:
         raise ValueError(
-            f"obsm[{key!r}] must be in µm; the median distance between neighbouring spots is {pitch:.4g}, "
+            f"obsm[{key!r}] must be in µm; the median distance between neighbouring {rows_are} is {pitch:.4g}, "
             f"outside 1–1000 µm, so these look like pixels or another unit. {remedy}"
         )
     diameter = _visium_diameter(uns)
@@ -85,21 +92,23 @@ _LIBRARY_COLUMNS = (
 )
 
 
-def check_one_section(xy: np.ndarray, obs: pd.DataFrame, key: str = _keys.SPATIAL) -> None:
-    """Raise if spots without a ``library_key`` are plainly several sections lying on each other."""
+def check_one_section(
+    xy: np.ndarray, obs: pd.DataFrame, key: str = _keys.SPATIAL, *, rows_are: str = "spots"
+) -> None:
+    """Raise if rows without a ``library_key`` are plainly several sections lying on each other."""
     for column in _LIBRARY_COLUMNS:
         if column in obs and obs[column].nunique() > 1 and _overlap(xy, obs[column]):
             raise ValueError(
-                f"Without `library_key` all spots are one section, but obs[{column!r}] has "
+                f"Without `library_key` all {rows_are} are one section, but obs[{column!r}] has "
                 f"{obs[column].nunique()} values "
-                f"whose spots overlap in obsm[{key!r}]. Say `library_key={column!r}`, or move the sections "
+                f"whose {rows_are} overlap in obsm[{key!r}]. Say `library_key={column!r}`, or move the sections "
                 "apart."
             )
     n_copies = len(xy) - len(np.unique(xy, axis=0))
     if len(xy) > 1 and n_copies > 0.1 * len(xy):
         raise ValueError(
-            f"{n_copies} of {len(xy)} spots lie exactly on another spot in obsm[{key!r}]. Overlapping "
-            "sections need `library_key=`, the column of `obs` that tells them apart."
+            f"{n_copies} of {len(xy)} {rows_are} lie exactly on another {rows_are.removesuffix('s')} in "
+            f"obsm[{key!r}]. Overlapping sections need `library_key=`, the column of `obs` that tells them apart."
         )
 
 

@@ -104,6 +104,8 @@ class STModel(BaseModelClass):
         Fields of the config to change, such as ``width=64``.
     """
 
+    _rows_are: ClassVar[str] = "spots"
+    """How messages call observations."""
     _network_class: ClassVar[type[Network]]
     _config_class: ClassVar[Any]
     _presets: ClassVar[Mapping[str, Any]] = {}
@@ -208,7 +210,7 @@ class STModel(BaseModelClass):
     @classmethod
     def _register(cls, adata: AnnData, fields: Sequence[Field]) -> None:
         """Check what the fields name and remember it for the constructor."""
-        check_observations(adata, minimum=2)
+        check_observations(adata, minimum=2, rows_are=cls._rows_are)
         _own(adata)
         manager = AnnDataManager(
             fields=list(fields),
@@ -246,7 +248,7 @@ class STModel(BaseModelClass):
 
     def _check_inputs(self, adata: AnnData) -> None:
         """Raise unless the inputs in ``adata`` are of the kind the model was fitted on."""
-        check_observations(adata)
+        check_observations(adata, rows_are=self._rows_are)
         for one in self._fields:
             if not (one.is_target or one.for_training or one.is_empty):
                 one.compare(self._facts[one.registry_key], adata)
@@ -690,7 +692,7 @@ class STModel(BaseModelClass):
         widths = ", ".join(f"{value} {name.removeprefix('n_')}" for name, value in self._widths().items())
         state = "not fitted"
         if self.is_trained_:
-            state = f"fitted on {self._card['n_training_spots']} spots in {self._card['n_epochs']} epochs"
+            state = f"fitted on {self._card['n_training_spots']} {self._rows_are} in {self._card['n_epochs']} epochs"
             if self._card["best_epoch"] is not None:
                 state += f" (epoch {self._card['best_epoch'] + 1} kept)"
         return f"{type(self).__name__}: {widths}, {n_parameters:,} parameters, {state}"

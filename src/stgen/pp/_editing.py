@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger("stgen")
 
 
-def check_adata(adata: Any, *, copy: bool) -> None:
-    """Raise unless this is an AnnData with named spots that can be written to."""
+def check_adata(adata: Any, *, copy: bool, rows_are: str = "spots") -> None:
+    """Raise unless this is an AnnData with named rows that can be written to; messages call these ``rows_are``."""
     from anndata import AnnData
 
     if not isinstance(adata, AnnData):
         hint = " Pass one of its tables, `sdata.tables[...]`." if hasattr(adata, "tables") else ""
         raise TypeError(f"Expected an AnnData; got {type(adata).__name__}.{hint}")
-    check_observations(adata)
+    check_observations(adata, rows_are=rows_are)
     if adata.isbacked and (copy or adata.is_view):
         what = "copied in memory" if copy else "written to while it is a view"
         raise ValueError(f"A backed AnnData cannot be {what}. Call `adata.to_memory()` first.")

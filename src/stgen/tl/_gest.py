@@ -126,7 +126,7 @@ def gest_niche_embed(
     >>> sc.pp.neighbors(adata, use_rep="X_gest")
     >>> sc.tl.leiden(adata, flavor="igraph")
     """
-    check_adata(adata, copy=copy)
+    check_adata(adata, copy=copy, rows_are="cells")
     check_key(key_added)
     label_key = _keys.meta_cell_key(key_added)
     check_replaceable(adata, key_added, METHOD, task=NICHES, slots=("obsm", "uns"))
@@ -264,7 +264,7 @@ def gest_generate(
     cells that were not generated are NaN. Beside it in ``obs``: ``"{key_added}_round"`` and ``"{key_added}_n_windows"``
     (NaN for cells that were not generated) and ``"{key_added}_isolated"``, for cells without a seen cell within reach,
     which get the profile of the nearest. ``uns[key_added]`` holds ``params``, ``panel`` (genes that cells are normalised
-    over), ``interpolated`` (the share of what was unexplained that was added), ``model``, ``quantization``,
+    over), ``surface_share`` (the part of the answer that a surface over the section has), ``model``, ``quantization``,
     ``seen_in_training`` and ``versions``. :func:`stgen.get.generated` gives a table.
 
     With ``places``: an AnnData, places × genes, with the same in ``X``, ``obs`` and ``uns``, the places in
@@ -295,7 +295,7 @@ def gest_generate(
     >>> adata.layers["gest"][hole].shape == (hole.sum(), 100)
     True
     """
-    check_adata(adata, copy=copy)
+    check_adata(adata, copy=copy, rows_are="cells")
     check_key(key_added)
     if readout not in READOUTS:
         raise ValueError(f"`readout` must be one of {', '.join(map(repr, READOUTS))}; got {readout!r}.")
@@ -353,7 +353,7 @@ def gest_generate(
         genes=names,
         panel=[gene for gene in ready.fitted.genes if gene in adata.var_names],
         scale="normalized",
-        interpolated=_share_interpolated(made),
+        surface_share=_surface_share(made),
         n_generated=made.n_obs,
         n_isolated=int(isolated.sum()),
         quantization=quantization(adata[~hidden], ready.reader),
@@ -365,10 +365,10 @@ def gest_generate(
     return adata if copy else None
 
 
-def _share_interpolated(made: AnnData) -> float:
-    """Share of what the network left unexplained that was added, on average over cells."""
+def _surface_share(made: AnnData) -> float:
+    """Share of the answer that a surface over the section has, on average over cells."""
     # nothing is said of it where nothing was interpolated
-    return float(made.obs[_keys.INTERPOLATED].mean()) if _keys.INTERPOLATED in made.obs else 0.0
+    return float(made.obs[_keys.SURFACE_SHARE].mean()) if _keys.SURFACE_SHARE in made.obs else 0.0
 
 
 def _outcome_keys(key: str) -> dict[str, str]:

@@ -128,7 +128,7 @@ def gest_annotate(
     >>> new.obs["gest_niche"].cat.categories.tolist()
     ['layer_1', 'layer_2', 'layer_3', 'layer_4']
     """
-    check_adata(adata, copy=copy)
+    check_adata(adata, copy=copy, rows_are="cells")
     check_key(key_added)
     slot = _keys.probability_key(key_added)
     for where, one in (("obs", key_added), ("uns", key_added), ("obsm", slot)):

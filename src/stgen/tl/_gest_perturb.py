@@ -152,7 +152,7 @@ def gest_perturb(
     ... )
     >>> table = stg.get.perturbation(adata)
     """
-    check_adata(adata, copy=copy)
+    check_adata(adata, copy=copy, rows_are="cells")
     check_key(key_added)
     check_replaceable(adata, key_added, METHOD, task=PERTURBATION, slots=("uns",))
     source = Source(

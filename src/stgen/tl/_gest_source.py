@@ -171,7 +171,10 @@ def _without_hidden(adata: AnnData, train_on: Any, hidden: np.ndarray | None) ->
 def _unfitted(slots: Slots, expression: str) -> list[Any]:
     from stgen.data._expression import ExpressionField
 
-    return [CoordinatesField(slots.spatial, slots.library), ExpressionField(slots.layer, scale=expression)]
+    return [
+        CoordinatesField(slots.spatial, slots.library, "cells"),
+        ExpressionField(slots.layer, scale=expression),
+    ]
 
 
 def _check_fits(adata: AnnData, reader: Any, genes: list[str], hidden: np.ndarray | None) -> None:

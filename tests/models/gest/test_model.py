@@ -172,8 +172,17 @@ def test_pools_of_one_section_never_mix(side, section):
         assert torch.equal(value, same.module.state_dict()[name]), name
 
 
-def test_a_masked_cells_own_expression_cannot_reach_its_prediction(fitted, tissue):
-    """Bit for bit, even where it is nonsense."""
+@pytest.fixture
+def laid(monkeypatch):
+    """Surfaces are laid through these small sections as well."""
+    monkeypatch.setattr("stgen.models.gest._interpolation.LEAST_OF_SURFACE", 50)
+
+
+@pytest.mark.parametrize("with_surface", [False, True])
+def test_a_masked_cells_own_expression_cannot_reach_its_prediction(with_surface, fitted, tissue, request):
+    """Bit for bit, even where it is nonsense: squares that are left out to choose by are of seen cells alone."""
+    if with_surface:
+        request.getfixturevalue("laid")
     hidden = tissue.obs["hidden"].to_numpy()
 
     def nonsense(counts):
@@ -184,6 +193,7 @@ def test_a_masked_cells_own_expression_cannot_reach_its_prediction(fitted, tissu
         fitted.generate(a, mask=hidden)
         for a in (tissue, poisoned(tissue, hidden), with_counts(tissue, nonsense))
     ]
+    assert (answers[0].obs["surface_share"] > 0).any() == with_surface
     for other in answers[1:]:
         np.testing.assert_array_equal(answers[0].X, other.X)
         pd.testing.assert_frame_equal(answers[0].obs, other.obs)
@@ -352,6 +362,25 @@ def test_what_is_unexplained_comes_from_the_cells_around(fitted, tissue):
     assert np.abs(with_it.X - without.X).max() > 1e-3
     assert (with_it.X >= 0).all()
     np.testing.assert_array_equal(with_it.layers["picked"], without.layers["picked"])
+
+
+@pytest.mark.usefixtures("laid")
+def test_a_surface_is_laid_section_by_section_whatever_the_order_of_cells(fitted, tissue):
+    made = fitted.generate(tissue, mask="hidden")
+    assert_same_cells(made, fitted.generate(shuffled(tissue), mask="hidden"))
+    alone = tissue[tissue.obs[_keys.LIBRARY] == "s2"].copy()
+    here = made.obs_names.isin(alone.obs_names)
+    assert_same_cells(made[here].copy(), fitted.generate(alone, mask="hidden"))
+    assert made.obs["surface_share"].nunique() > 1
+
+
+@pytest.mark.usefixtures("laid")
+def test_laying_a_surface_leaves_random_generators_alone(fitted, tissue):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    made = fitted.generate(tissue, mask="hidden")
+    assert torch.equal(before, torch.get_rng_state())
+    assert_same_cells(made, fitted.generate(tissue, mask="hidden"))
 
 
 def test_more_windows_are_averaged_when_asked_for(fitted, tissue):
@@ -635,7 +664,7 @@ def test_cells_without_counts_are_kept_and_it_is_said(fitted, tissue):
         return counts
 
     data = with_counts(tissue, empty)
-    with pytest.warns(UserWarning, match="3 of 300 spots have no counts in X"):
+    with pytest.warns(UserWarning, match="3 of 300 cells have no counts in X"):
         model = fit(data)
     for one in (model, fitted):
         assert np.isfinite(one.embed_niches(data)).all()
@@ -648,7 +677,7 @@ def test_nothing_but_empty_cells_is_one_meta_cell(tissue):
     with pytest.warns(UserWarning) as caught:
         model = fit(data)
     told = " ".join(str(one.message) for one in caught)
-    assert "300 of 300 spots have no counts" in told and "only 1 cells of the sample differ" in told
+    assert "300 of 300 cells have no counts" in told and "only 1 cells of the sample differ" in told
     assert np.isfinite(model.embed_niches(data)).all()
     np.testing.assert_allclose(model.generate(data, mask="hidden").X, 0, atol=1e-6)
 
@@ -665,7 +694,7 @@ BAD_PLACES = {
     "NaN": (
         misplaced,
         SECTIONS,
-        r"obsm\['spatial'\] must be finite; 1 of 300 spots have NaN .*Drop these spots",
+        r"obsm\['spatial'\] must be finite; 1 of 300 cells have NaN .*Drop these cells",
     ),
     "pixels": (
         lambda xy: 100 * xy,
@@ -677,7 +706,7 @@ BAD_PLACES = {
         SECTIONS,
         r"must be in µm; the median distance between neighbouring",
     ),
-    "all at one place": (lambda xy: 0 * xy, SECTIONS, r"most spots lie exactly on another spot"),
+    "all at one place": (lambda xy: 0 * xy, SECTIONS, r"most cells lie exactly on another cell"),
     "sections that overlap without a key": (
         lambda xy: xy,
         {},
@@ -774,8 +803,8 @@ def test_fewer_cells_than_a_window_wants_are_all_it_holds(n, section):
 
 
 TOO_LITTLE = {
-    "no cell": (0, 16, r"At least 2 spots are needed; this AnnData has 0"),
-    "one cell": (1, 16, r"At least 2 spots are needed; this AnnData has 1"),
+    "no cell": (0, 16, r"At least 2 cells are needed; this AnnData has 0"),
+    "one cell": (1, 16, r"At least 2 cells are needed; this AnnData has 1"),
     "one gene": (50, 1, r"At least 2 genes are needed; this AnnData has 1"),
 }
 
@@ -788,7 +817,7 @@ def test_too_little_is_refused(name, section):
 
 
 def test_no_cells_have_no_niches(fitted, section):
-    with pytest.raises(ValueError, match=r"At least 1 spots are needed; this AnnData has 0"):
+    with pytest.raises(ValueError, match=r"At least 1 cells are needed; this AnnData has 0"):
         fitted.embed_niches(section[:0].copy())
 
 

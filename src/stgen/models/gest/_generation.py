@@ -1,7 +1,7 @@
 """Unseen places, round after round: seen cells answer for the unseen ones around them, and these are then seen.
 
-Only places, indices and distributions pass here: which windows are asked for which places, how answers are put
-together, and what of the cells around a place the network did not explain.
+Only places, indices and distributions pass here: which windows are asked for which places, and how answers are put
+together.
 
 n seen cells, m places that are asked for, B windows, N cells of a window, Q places asked in a window, K meta cells.
 """
@@ -13,21 +13,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy import sparse
 from scipy.spatial import cKDTree
 
-from stgen.baselines import GaussianProcess
 from stgen.data._grid import CellGrid
-from stgen.data._places import spot_pitch
 
 TOKENS_AT_ONCE = 8192
 """Cells in the windows of one batch when the model is applied."""
-N_AROUND, POWER = 300, 1.5
-"""Nearest cells whose unexplained expression is averaged for a place, and the power of distance they lose weight by."""
-N_TRIED = 1000
-"""Seen cells that decide how much of that average is added."""
-N_OF_SURFACE, LEAST_OF_SURFACE = 10_000, 200
-"""Cells at most, and at least, through which a surface of unexplained expression is laid."""
 _TIED = 16
 """Cells more than asked for that are looked at, because cells of a lattice are equally far."""
 
@@ -156,91 +147,6 @@ def _answers(
         np.add.at(total, place[which][is_asked], ask(Windows(label[row], size, offset, query, is_asked)))
         np.add.at(count, place[which][is_asked], 1)
     return total, count
-
-
-def inverse_distance(
-    cells: Cells, places: Cells, *, unit: float, leave_out: bool = False
-) -> sparse.csr_matrix:
-    """Weights (places × cells) by which the nearest cells are averaged, each row summing to 1.
-
-    Cells nearer than ``unit`` (µm) count as that far; ``leave_out`` drops those exactly there, the place's own.
-    """
-    rows, columns, weights = [], [], []
-    for code in np.unique(places.section):
-        here, there = np.flatnonzero(places.section == code), np.flatnonzero(cells.section == code)
-        if len(there) == 0:
-            continue
-        # by place, lest rows decide which of the cells that are equally far are looked at
-        there = there[np.lexsort(cells.xy[there].T)]
-        n = min(N_AROUND, len(there))
-        far, near = (
-            part.reshape(len(here), n) for part in cKDTree(cells.xy[there]).query(places.xy[here], k=n)
-        )
-        weight = np.maximum(far, unit) ** -POWER
-        if leave_out:
-            weight[far <= 0] = 0.0
-        weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1e-300)
-        rows.append(np.repeat(here, n))
-        columns.append(there[near].ravel())
-        weights.append(weight.ravel())
-    shape = (len(places.xy), len(cells.xy))
-    if not rows:
-        return sparse.csr_matrix(shape)
-    return sparse.csr_matrix(
-        (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=shape
-    )
-
-
-class Unexplained:
-    """What cells of a section express beyond what their windows say, carried to places nearby.
-
-    The mean of two answers: the average by inverse distance, times the share of it that explains cells left out; and
-    a Gaussian process, which knows directions and lengths. Fed with the unexplained expression of cells, some at a time.
-
-    Parameters
-    ----------
-    cells
-        In an order that depends on their places alone.
-    places
-        Of the same section.
-    """
-
-    def __init__(self, cells: Cells, places: Cells, n_genes: int) -> None:
-        unit, n = spot_pitch(*cells) or 1.0, len(cells.xy)
-        self.cells, self.places = cells, places
-        self._tried = np.arange(0, n, max(1, n // N_TRIED))
-        self._kept = np.arange(0, n, -(-n // N_OF_SURFACE))
-        self._at_places = inverse_distance(cells, places, unit=unit)
-        self._at_tried = inverse_distance(cells, cells.at(self._tried), unit=unit, leave_out=True)
-        self._average = np.zeros((len(places.xy), n_genes), dtype=np.float32)
-        self._around = np.zeros((len(self._tried), n_genes), dtype=np.float32)
-        self._of_tried = np.zeros((len(self._tried), n_genes), dtype=np.float32)
-        self._of_kept = np.zeros((len(self._kept), n_genes), dtype=np.float32)
-
-    def add(self, rows: np.ndarray, unexplained: np.ndarray) -> None:
-        """Take in cells ``rows``, each once."""
-        self._average += self._at_places[:, rows] @ unexplained
-        self._around += self._at_tried[:, rows] @ unexplained
-        order = np.argsort(rows)
-        for wanted, out in ((self._tried, self._of_tried), (self._kept, self._of_kept)):
-            found = order[np.searchsorted(rows[order], wanted).clip(max=len(rows) - 1)]
-            is_here = rows[found] == wanted
-            out[is_here] = unexplained[found[is_here]]
-
-    @property
-    def share(self) -> float:
-        """The least-squares share of the average by inverse distance that explains cells left out, 0 to 1."""
-        size = float(np.square(self._around, dtype=np.float64).sum())
-        share = float((self._around * self._of_tried).sum(dtype=np.float64)) / max(size, 1e-12)
-        return min(max(share, 0.0), 1.0)
-
-    def answer(self) -> np.ndarray:
-        """What to add at each place (m, T)."""
-        average = self.share * self._average
-        if len(self._kept) < LEAST_OF_SURFACE:
-            return average
-        surface = GaussianProcess(n_rounds=3).fit(self.cells.xy[self._kept], None, self._of_kept)
-        return (average + surface.predict(self.places.xy, None)).astype(np.float32) / 2
 
 
 def windows_of_round(

@@ -25,7 +25,8 @@ from stgen.train._options import TrainingOptions
 from ._annotation import N_AROUND, fitted_head, known_labels, probabilities
 from ._config import LABEL_COMPONENTS, NICHE_NEIGHBORS, GeSTConfig
 from ._counterfactual import Counterfactual, Tissue
-from ._generation import TOKENS_AT_ONCE, Cells, Unexplained, Windows, fill, inverse_distance
+from ._generation import TOKENS_AT_ONCE, Cells, Filled, Windows, fill
+from ._interpolation import Interpolation, inverse_distance
 from ._network import TURNS, GeSTNetwork, turned
 from ._perturbation import check_rings
 from ._question import (
@@ -81,6 +82,7 @@ class GeST(STModel):
 
     module: GeSTNetwork
 
+    _rows_are = "cells"
     _network_class = GeSTNetwork
     _config_class = GeSTConfig
     _presets: ClassVar[Mapping[str, GeSTConfig]] = {
@@ -132,7 +134,7 @@ class GeST(STModel):
         cls._register(
             adata,
             [
-                CoordinatesField(spatial_key, library_key),
+                CoordinatesField(spatial_key, library_key, cls._rows_are),
                 ExpressionField(layer, scale=expression),
                 PatientField(patient_key),
                 SplitField(split_key),
@@ -345,8 +347,9 @@ class GeST(STModel):
             Windows whose answers are averaged for a cell: those of its nearest seen cells.
         interpolate
             Add what the network leaves unexplained in seen cells – what a vocabulary cannot say, and what is particular
-            to a region – as far as it carries over to seen cells that are left out: the mean of an average by inverse
-            distance and of a Gaussian process on coordinates.
+            to a region: the mean of an average by inverse distance and of a Gaussian process on coordinates. Then let a
+            surface over the whole section take the share of the answer that is best for squares of seen cells, which
+            are left out and asked for in the same way.
         max_rounds
             Rounds at most.
 
@@ -354,8 +357,8 @@ class GeST(STModel):
         -------
         AnnData of the generated cells in the order that was asked. ``X`` is expected expression, log-normalised; the
         layer ``"picked"`` is the profile of the likeliest meta cell. ``obs`` has ``round`` (0: no cell within reach,
-        the answer is that of the nearest cell), ``n_windows``, ``isolated``, ``meta_cell``, and ``interpolated``, the
-        share of unexplained expression that was added.
+        the answer is that of the nearest cell), ``n_windows``, ``isolated``, ``meta_cell``, and ``surface_share``, the
+        share of the answer that the surface has.
         """
         from anndata import AnnData as Table
 
@@ -377,26 +380,12 @@ class GeST(STModel):
             asked, obs = self._new_places(adata, cells, places, sections)
             seen = cells
         label = self._labels(adata)
-        profiles = self.module.words.profiles.cpu().numpy()
-        filled = fill(
-            seen,
-            label,
-            asked,
-            self._ask,
-            n_values=len(profiles) if self.config.quantized else len(self.genes),
-            label_of=self._label_of,
-            window_um=float(self.module.window_um),
-            max_cells=self.config.max_cells,
-            n_windows=n_windows,
-            max_rounds=max_rounds,
-        )
-        x = self._expected(filled.value)
-        x[filled.round == 0] = profiles[filled.label[filled.round == 0]]
+        look = {"n_windows": n_windows, "max_rounds": max_rounds}
+        filled, x = self._filled(seen, label, asked, **look)
         facts = {"round": filled.round, "n_windows": filled.n_windows, "isolated": filled.round == 0}
         if interpolate:
-            facts["interpolated"], unexplained = self._unexplained(adata, label, seen, asked)
-            # expression is not negative
-            x = np.maximum(x + unexplained, 0.0)
+            facts[_keys.SURFACE_SHARE], x = self._interpolated(adata, label, seen, asked, x, look)
+        profiles = self.module.words.profiles.cpu().numpy()
         made = Table(
             X=x,
             obs=obs.assign(**facts, meta_cell=filled.label),
@@ -484,10 +473,37 @@ class GeST(STModel):
             return value.argmax(axis=1)
         return self.module.words.assign(torch.from_numpy(value).to(self.device)).cpu().numpy()
 
-    def _unexplained(
-        self, adata: AnnData, label: np.ndarray, seen: Cells, asked: Cells
+    def _filled(
+        self, seen: Cells, label: np.ndarray, asked: Cells, *, n_windows: int, max_rounds: int
+    ) -> tuple[Filled, np.ndarray]:
+        """What the network finds for places, and the expression (m, T) that it expects there."""
+        profiles = self.module.words.profiles.cpu().numpy()
+        filled = fill(
+            seen,
+            label,
+            asked,
+            self._ask,
+            n_values=len(profiles) if self.config.quantized else len(self.genes),
+            label_of=self._label_of,
+            window_um=float(self.module.window_um),
+            max_cells=self.config.max_cells,
+            n_windows=n_windows,
+            max_rounds=max_rounds,
+        )
+        x = self._expected(filled.value)
+        x[filled.round == 0] = profiles[filled.label[filled.round == 0]]
+        return filled, x
+
+    def _interpolated(
+        self,
+        adata: AnnData,
+        label: np.ndarray,
+        seen: Cells,
+        asked: Cells,
+        x: np.ndarray,
+        look: dict[str, int],
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What seen cells express beyond what their windows say: share of the plain average (m,), what to add (m, T).
+        """Shares of the surface (m,), and expression (m, T) with what the network leaves unsaid, from its own ``x``.
 
         Section by section, so that a section's answer does not depend on the others.
         """
@@ -501,22 +517,28 @@ class GeST(STModel):
             max_cells=self.config.max_cells,
             targets=False,
         )
-        share = np.zeros(len(asked.xy), dtype=np.float32)
-        added = np.zeros((len(asked.xy), len(self.genes)), dtype=np.float32)
-        number = np.zeros(len(label), dtype=np.int64)
+        components = self.module.words.components.cpu().numpy()
+        share, answer = np.zeros(len(x), dtype=np.float32), x.copy()
+        number, name = np.zeros(len(label), dtype=np.int64), name_keys(adata.obs_names)
         for code in np.unique(asked.section):
             here = np.flatnonzero(asked.section == code)
             near = np.unique(inverse_distance(seen, asked.at(here), unit=1.0).indices)
             if len(near) < 2:
                 continue
-            near = near[np.lexsort(seen.xy[near].T)]  # by place, whatever the order of rows
+            near = near[np.lexsort((name[near], *seen.xy[near].T))]  # whatever the order of rows
             number[near] = np.arange(len(near))
-            unexplained = Unexplained(seen.at(near), asked.at(here), len(self.genes))
-            for rows, expected in self._left_out(table, near):
-                x = self._complete(expression, torch.from_numpy(rows)).cpu().numpy()
-                unexplained.add(number[rows], x - expected)
-            share[here], added[here] = unexplained.share, unexplained.answer()
-        return share, added
+            interpolation = Interpolation(seen.at(near), asked.at(here), components)
+            for rows, explained in self._left_out(table, near):
+                of_rows = self._complete(expression, torch.from_numpy(rows)).cpu().numpy()
+                interpolation.add(number[rows], of_rows, explained)
+
+            def ask(out: np.ndarray, code: int = code, near: np.ndarray = near) -> np.ndarray:
+                others = np.setdiff1d(np.flatnonzero(seen.section == code), near[out])
+                return self._filled(seen.at(others), label[others], seen.at(near[out]), **look)[1]
+
+            share[here], answer[here] = interpolation.answer(x[here], ask)
+        # expression is not negative
+        return share, np.maximum(answer, 0.0)
 
     # -------------------------------------------------------------------------------------------------- perturbation
 
