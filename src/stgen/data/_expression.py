@@ -39,7 +39,6 @@ class ExpressionField(CountsField):
     scale: str = "counts"
 
     is_target: ClassVar[bool] = False
-    rows_are: ClassVar[str] = "cells"
 
     def facts(self, adata: AnnData) -> Facts:
         if self.scale not in SCALES:

@@ -173,10 +173,11 @@ class CountsField(Field):
     layer: str | None = None
     min_genes: int = 2
 
+    rows_are: str = "spots"
+    """How messages call rows."""
+
     registry_key: ClassVar[str] = "counts"
     is_target: ClassVar[bool] = True
-    rows_are: ClassVar[str] = "spots"
-    """How messages call rows."""
 
     @property
     def attr_name(self) -> str:
@@ -391,7 +392,7 @@ class CoordinatesField(Field):
         column = adata.obs[self.library_key]
         if column.isna().any():
             raise ValueError(
-                f"obs[{self.library_key!r}] must name the section of all {self.rows_are}; {int(column.isna().sum())} "
+                f"obs[{self.library_key!r}] must name the section of every {self.rows_are.removesuffix('s')}; {int(column.isna().sum())} "
                 "are missing."
             )
         return pd.factorize(column, sort=True)[0]

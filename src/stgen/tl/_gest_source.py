@@ -173,7 +173,7 @@ def _unfitted(slots: Slots, expression: str) -> list[Any]:
 
     return [
         CoordinatesField(slots.spatial, slots.library, "cells"),
-        ExpressionField(slots.layer, scale=expression),
+        ExpressionField(slots.layer, scale=expression, rows_are="cells"),
     ]
 
 

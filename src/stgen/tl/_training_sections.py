@@ -144,7 +144,7 @@ def _field(layer: str | None, expression: str | None) -> CountsField:
 
     if expression not in SCALES:
         raise ValueError(f"`expression` must be one of {', '.join(map(repr, SCALES))}; got {expression!r}.")
-    return ExpressionField(layer, scale=expression)
+    return ExpressionField(layer, scale=expression, rows_are="cells")
 
 
 def check_values(adata: AnnData, field: CountsField, where: str = "") -> None:
@@ -199,7 +199,7 @@ def _inputs(
     sections: list[AnnData], names: list[str] | None, slots: Slots, field: CountsField
 ) -> tuple[np.ndarray | None, np.ndarray]:
     """Images and places of all sections; what is wrong with one is said before they are put together."""
-    place, image = CoordinatesField(slots.spatial, slots.library), _image(slots)
+    place, image = CoordinatesField(slots.spatial, slots.library, field.rows_are), _image(slots)
     called = [f"Section {name!r}" for name in names or []] or [""]
     check_images_alike(slots, *zip(called, sections, strict=True))
     for i, one in enumerate(sections):

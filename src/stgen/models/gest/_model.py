@@ -135,7 +135,7 @@ class GeST(STModel):
             adata,
             [
                 CoordinatesField(spatial_key, library_key, cls._rows_are),
-                ExpressionField(layer, scale=expression),
+                ExpressionField(layer, scale=expression, rows_are=cls._rows_are),
                 PatientField(patient_key),
                 SplitField(split_key),
             ],
