@@ -474,8 +474,56 @@ def scviva(section: Section, seed: int) -> np.ndarray:
 
 
 SCVIVA_EPOCHS = 200
+
+
+def banksy(section: Section, seed: int) -> np.ndarray:
+    """BANKSY as its authors set it for domains (λ .8, 15 neighbours, one gradient), its twenty components."""
+    from banksy.embed_banksy import generate_banksy_matrix
+    from banksy.initialize_banksy import initialize_banksy
+
+    adata = _logged(section)
+    unseen = {"plt_edge_hist": False, "plt_nbr_weights": False, "plt_theta": False}
+    with quiet(seed):
+        keys = ("x", "y", _keys.SPATIAL)
+        weights = initialize_banksy(adata, keys, num_neighbours=15, max_m=1, **unseen)
+        _, matrix = generate_banksy_matrix(adata, weights, [0.8], max_m=1, verbose=False)
+    from sklearn.decomposition import PCA
+
+    values = np.nan_to_num(np.asarray(matrix.X, dtype=np.float64))  # a gene without variance has no z-score
+    return PCA(n_components=20, random_state=seed).fit_transform(values)
+
+
+def novae(section: Section, seed: int) -> np.ndarray:
+    """Novae, trained on the section with its defaults; no published weights are fetched."""
+    import novae as package
+
+    adata = _logged(section)
+    with quiet(seed):
+        package.spatial_neighbors(adata, verbose=False)
+        model = package.Novae(adata)
+        model.fit(enable_progress_bar=False)
+        model.compute_representations()
+    latent = np.asarray(adata.obsm["novae_latent"], dtype=np.float64)
+    # cells outside the graph have no answer
+    return np.where(np.isfinite(latent), latent, np.nanmean(latent, axis=0))
+
+
+def _logged(section: Section) -> Any:
+    """Cells × genes, log-normalised, with coordinates."""
+    import anndata
+
+    return anndata.AnnData(
+        section.expression.astype(np.float32),
+        obs=pd.DataFrame(index=section.adata.obs_names.astype(str)),
+        var=pd.DataFrame(index=section.adata.var_names),
+        obsm={_keys.SPATIAL: section.xy},
+    )
+
+
 PEERS: dict[str, tuple[str, Callable[[Section, int], np.ndarray]]] = {
-    "scVIVA": ("scvi.external:SCVIVA", scviva)
+    "BANKSY": ("banksy", banksy),
+    "Novae": ("novae", novae),
+    "scVIVA": ("scvi.external:SCVIVA", scviva),
 }
 
 

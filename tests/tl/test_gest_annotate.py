@@ -202,3 +202,40 @@ def test_a_call_that_makes_no_sense_is_refused(known, model):
     known.obs["mine"] = known.obs["region"]
     with pytest.raises(ValueError, match=r"obs\['mine'\] exists and is not an annotation"):
         stg.tl.gest_annotate(known, labels_key="mine", model=model, key_added="mine")
+
+
+def test_several_labelled_sections_are_compared_within_themselves(tissue, known, new, model, tmp_path):
+    """One labelled section says nothing about what differs between sections; several do."""
+    model.learn_labels("region", known)
+    assert not model.module.head_within_sections
+    model.learn_labels("region", tissue)
+    assert model.module.head_within_sections
+    model.save(tmp_path / "kept")
+    again = stg.models.GeST.load(tmp_path / "kept", accelerator="cpu")
+    assert again.module.head_within_sections
+    np.testing.assert_array_equal(model.annotate(new), again.annotate(new))
+
+    adata = tissue.copy()
+    for by_section in (None, False):
+        key = f"asked_{by_section}"
+        stg.tl.gest_annotate(adata, labels_key="region", model=again, by_section=by_section, key_added=key)
+    assert not np.allclose(adata.obsm["asked_None_probability"], adata.obsm["asked_False_probability"])
+
+
+def test_within_a_section_level_and_spread_are_no_features():
+    from stgen.models.gest._annotation import within_sections
+
+    rng = np.random.default_rng(0)
+    features, section = rng.normal(size=(90, 4)), np.repeat([0, 1, 2], 30)
+    shifted = features * rng.uniform(1, 3, size=(3, 4))[section] + rng.normal(size=(3, 4))[section]
+    plain = within_sections(features, section)
+    np.testing.assert_allclose(within_sections(shifted, section), plain, atol=1e-9)
+    np.testing.assert_allclose([plain[section == s].mean(0) for s in range(3)], 0, atol=1e-9)
+    constant = np.ones((5, 2))
+    np.testing.assert_array_equal(within_sections(constant, np.zeros(5, int)), 0 * constant)
+
+
+def test_a_piece_of_a_section_is_said_to_be_small(tissue, new, model):
+    model.learn_labels("region", tissue)
+    with pytest.warns(UserWarning, match=r"a section here has only 30 cells.*by_section=False"):
+        model.annotate(new[:30].copy())

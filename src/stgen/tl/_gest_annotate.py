@@ -42,6 +42,7 @@ def gest_annotate(
     labels_key: str | None = None,
     model: GeST | str | Path | None = None,
     train_on: AnnData | Sequence[AnnData] | Mapping[str, AnnData] | None = None,
+    by_section: bool | None = None,
     save: str | Path | None = None,
     genes: Sequence[str] | None = None,
     layer: str | None = None,
@@ -73,6 +74,9 @@ def gest_annotate(
         %(gest_model)s
     train_on
         %(gest_train_on)s They hold the labels.
+    by_section
+        Compare each cell with the rest of its own section, so that patients, chemistry and depth cancel, and with them
+        what a section has more of. ``None`` does so if labelled cells lie in several sections.
     save
         %(gest_save)s What it learned of the labels is kept with it.
     genes
@@ -148,6 +152,7 @@ def gest_annotate(
         train_kwargs=train_kwargs,
         random_state=random_state,
         labels_key=labels_key,
+        by_section=by_section,
     )
     source.check()
     if model is None and labels_key is None:
@@ -160,7 +165,7 @@ def gest_annotate(
     if labels_key == key_added:
         raise ValueError(f"`key_added` is {key_added!r}, where the labels lie. Choose another `key_added`.")
     ready = ready_model(adata, source, "annotate")
-    reader, learned = _taught(adata, ready, labels_key)
+    reader, learned = _taught(adata, ready, labels_key, by_section)
     found = reader.annotate(adata)
 
     values = found.to_numpy(dtype=np.float32)
@@ -181,7 +186,9 @@ def gest_annotate(
     return adata if copy else None
 
 
-def _taught(adata: AnnData, ready: Ready, labels_key: str | None) -> tuple[GeST, np.ndarray]:
+def _taught(
+    adata: AnnData, ready: Ready, labels_key: str | None, by_section: bool | None
+) -> tuple[GeST, np.ndarray]:
     """A model that knows the labels, and which cells of ``adata`` taught it."""
     if ready.is_new:
         return ready.reader, cells_among(adata, ready.reader, ready.teachers)
@@ -192,7 +199,7 @@ def _taught(adata: AnnData, ready: Ready, labels_key: str | None) -> tuple[GeST,
     # the user's model keeps what it knows: another head, on a copy of the network
     reader = copies.copy(ready.reader)
     reader.module = copies.deepcopy(ready.reader.module)
-    reader.learn_labels(labels_key, _with_column(adata, labels_key, labels))
+    reader.learn_labels(labels_key, _with_column(adata, labels_key, labels), by_section=by_section)
     return reader, labels.notna().to_numpy()
 
 

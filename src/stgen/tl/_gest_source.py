@@ -47,6 +47,7 @@ class Source:
     train_kwargs: Mapping[str, Any] | None
     random_state: int
     labels_key: str | None = None
+    by_section: bool | None = None
 
     def check(self) -> None:
         """What can be said before anything is read."""
@@ -132,7 +133,7 @@ def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | 
         table.obs[slots.labels] = labels_to_learn(table, slots.labels, slots.split)
     fitted = trained_model(GeST, table, setup, source.model_kwargs, source.train_kwargs, source.random_state)
     if slots.labels is not None:
-        fitted.learn_labels(slots.labels, table)
+        fitted.learn_labels(slots.labels, table, by_section=source.by_section)
     path = kept(fitted, source.save)
     cells = pd.DataFrame(table.obsm[slots.spatial], index=table.obs_names)
     teachers = None if slots.labels is None else cells[table.obs[slots.labels].notna().to_numpy()]

@@ -16,6 +16,8 @@ PENALTY = 10.0
 """Weight of the squared weights of the logistic regression."""
 SMALLEST_CLASS = 2
 """Cells that a class needs to be learned."""
+SMALLEST_SECTION = 50
+"""Cells from which a section's own mean and spread are taken without a warning."""
 
 
 def known_labels(labels: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -34,6 +36,16 @@ def known_labels(labels: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray]:
             "Join it with another class, or set its labels to missing."
         )
     return known, text
+
+
+def within_sections(features: np.ndarray, section: np.ndarray) -> np.ndarray:
+    """Features (n, F), each less its mean and over its spread in the cell's own section (n,)."""
+    out = np.empty_like(features)
+    for code in np.unique(section):
+        here = section == code
+        out[here] = features[here] - features[here].mean(axis=0)
+        out[here] /= np.maximum(features[here].std(axis=0), 1e-6)
+    return out
 
 
 def fitted_head(features: np.ndarray, labels: np.ndarray) -> tuple[list[str], np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
@@ -22,7 +23,14 @@ from stgen.data._windows import neighbour_index, neighbour_mean
 from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
 
-from ._annotation import N_AROUND, fitted_head, known_labels, probabilities
+from ._annotation import (
+    N_AROUND,
+    SMALLEST_SECTION,
+    fitted_head,
+    known_labels,
+    probabilities,
+    within_sections,
+)
 from ._config import LABEL_COMPONENTS, NICHE_NEIGHBORS, GeSTConfig
 from ._counterfactual import Counterfactual, Tissue
 from ._generation import TOKENS_AT_ONCE, Cells, Filled, Windows, fill
@@ -667,7 +675,9 @@ class GeST(STModel):
     # -------------------------------------------------------------------------------------------------------- labels
 
     @torch.no_grad()
-    def learn_labels(self, labels_key: str, adata: AnnData | None = None) -> None:
+    def learn_labels(
+        self, labels_key: str, adata: AnnData | None = None, *, by_section: bool | None = None
+    ) -> None:
         """Learn to name niches from labelled cells; the labels are kept with the model.
 
         A linear head on the network's state for each cell, its niche (see :meth:`embed_niches`), the cell's first 30
@@ -679,6 +689,10 @@ class GeST(STModel):
             Column of ``obs`` with the labels. Cells whose label is missing are seen as neighbours only.
         adata
             Labelled cells. ``None`` takes the model's data.
+        by_section
+            Compare each cell with the rest of its own section, here and in :meth:`annotate`: features are centred and
+            scaled section by section. Patients, chemistry and depth then cancel, and so does what a section has more of.
+            ``None`` does so if labelled cells lie in several sections.
         """
         self._check_fitted("learn labels")
         adata = self._data(adata)
@@ -686,10 +700,14 @@ class GeST(STModel):
         if labels_key not in adata.obs:
             raise KeyError(f"obs[{labels_key!r}] does not exist; obs has {list(adata.obs.columns)}.")
         known, labels = known_labels(adata.obs[labels_key], labels_key)
-        classes, weight, offset = fitted_head(self._label_features(adata)[known], labels)
+        if by_section is None:
+            by_section = len(np.unique(self._places(adata)[1][known])) > 1
+        features = self._label_features(adata, by_section)[known]
+        classes, weight, offset = fitted_head(features, labels)
         self.module.keep_head(
-            classes, torch.from_numpy(weight).to(self.device), torch.from_numpy(offset).to(self.device)
+            classes, torch.from_numpy(weight), torch.from_numpy(offset), within_sections=by_section
         )
+        self.module.to(self.device)
 
     @torch.no_grad()
     def annotate(self, adata: AnnData | None = None, *, labels_key: str | None = None) -> pd.DataFrame:
@@ -718,10 +736,11 @@ class GeST(STModel):
                 "`model.learn_labels(labels_key, labelled_adata)` first."
             )
         weight, offset = self.module.head_weight.cpu().numpy(), self.module.head_offset.cpu().numpy()
-        p = probabilities(self._label_features(adata), weight, offset)
+        features = self._label_features(adata, bool(self.module.head_within_sections))
+        p = probabilities(features, weight, offset)
         return pd.DataFrame(p, index=adata.obs_names, columns=pd.Index(self.module.classes, name="label"))
 
-    def _label_features(self, adata: AnnData) -> np.ndarray:
+    def _label_features(self, adata: AnnData, by_section: bool) -> np.ndarray:
         """(n, F): components of each cell, their mean around it, the network's state for its place, and the niche."""
         own = np.concatenate(
             [self.module.words.pcs(x)[:, :LABEL_COMPONENTS].cpu().numpy() for x in self._blocks(adata)]
@@ -729,7 +748,18 @@ class GeST(STModel):
         state = self._states(adata)
         around = self._averaged(adata, own, N_AROUND - 1)
         niche = self._averaged(adata, state, NICHE_NEIGHBORS)
-        return np.concatenate([own, around, state, niche], axis=1)
+        features = np.concatenate([own, around, state, niche], axis=1)
+        if not by_section:
+            return features
+        section = self._places(adata)[1]
+        smallest = int(np.unique(section, return_counts=True)[1].min())
+        if smallest < SMALLEST_SECTION:
+            warnings.warn(
+                f"Labels were learned by comparing cells with the rest of their section; a section here has only {smallest} "
+                "cells. Name whole sections, or learn the labels with `by_section=False`.",
+                stacklevel=3,
+            )
+        return within_sections(features, section)
 
     # ------------------------------------------------------------------------------------------------------ the rest
 

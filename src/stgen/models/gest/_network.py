@@ -49,6 +49,7 @@ class GeSTNetwork(Network):
     """Total to which counts of a cell are normalised."""
     head_weight: Tensor
     head_offset: Tensor
+    head_within_sections: Tensor
     gene_share: Tensor
     """(T,) share of each gene in the counts of training cells."""
 
@@ -117,9 +118,12 @@ class GeSTNetwork(Network):
         n_features = 2 * min(n_components, LABEL_COMPONENTS) + 2 * self.config.width
         self.keep_head(classes, torch.zeros(len(classes), n_features), torch.zeros(len(classes)))
 
-    def keep_head(self, classes: Sequence[str], weight: Tensor, offset: Tensor) -> None:
-        """Keep a linear head (C, F) that names niches, with the weights."""
+    def keep_head(
+        self, classes: Sequence[str], weight: Tensor, offset: Tensor, *, within_sections: bool = False
+    ) -> None:
+        """Keep a linear head (C, F) that names niches, with the weights, and on which features it was learned."""
         self.classes = list(classes)
+        self.register_buffer("head_within_sections", torch.tensor(within_sections))
         self.register_buffer("head_weight", weight.float())
         self.register_buffer("head_offset", offset.float())
 
