@@ -109,7 +109,8 @@ class Options:
     n_samples: int | None = None
     """Draws of CausalGeD; ``None`` is its own default."""
     with_model: bool = True
-    with_peers: bool = True
+    peers: tuple[str, ...] | None = None
+    """Peers to run; ``None`` takes all that are installed."""
     ablations: bool = False
     """Run CausalGeD with and without its parts instead of beside baselines."""
     keep_empty: bool = False
@@ -134,7 +135,7 @@ QUICK = {
     "datasets": ("pair_visium_hippocampus", "pair_osmfish_allen", TOY),
     "seeds": (0,),
     "n_folds": 2,
-    "with_peers": False,
+    "peers": (),
 }
 """What ``--quick`` changes: under ten minutes on two cores. CausalGeD is trained as long as ever."""
 
@@ -438,9 +439,10 @@ def intervals_of(imputed: Any) -> dict[int, dict[str, np.ndarray]]:
 # -------------------------------------------------------------------------------------------------------------- peers
 
 
-def run_peers(task: Task, seed: int) -> Iterator[Answer]:
+def run_peers(task: Task, seed: int, names: Sequence[str] | None = None) -> Iterator[Answer]:
     """What others publish, where it is installed."""
-    for name, (module, peer) in PEERS.items():
+    for name in PEERS if names is None else names:
+        module, peer = PEERS[name]
         try:
             importlib.import_module(module)
         except ImportError:
@@ -788,8 +790,8 @@ def answers_of(task: Task, options: Options) -> Iterator[tuple[Sequence[int], An
         return
     for answer in run_baselines(task):
         yield options.seeds, answer
-    if options.with_model and options.with_peers:
-        for answer in run_peers(task, options.seeds[0]):
+    if options.with_model:
+        for answer in run_peers(task, options.seeds[0], options.peers):
             yield options.seeds[:1], answer
     if options.with_model:
         for seed in options.seeds:
@@ -887,6 +889,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument("--baselines-only", action="store_true", help="leave CausalGeD and peers out")
     parser.add_argument("--ablations", action="store_true", help="CausalGeD without its parts, no baselines")
     parser.add_argument("--no-peers", action="store_true", help="leave Tangram, gimVI and SpaGE out")
+    parser.add_argument("--peers", help=f"those of {', '.join(PEERS)} to run; default all that are installed")
     parser.add_argument(
         "--keep-empty", action="store_true", help=f"keep spots without a measured count, with total {FLOOR}"
     )
@@ -897,7 +900,11 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     if given.seeds:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
     if given.no_peers:
-        changes["with_peers"] = False
+        changes["peers"] = ()
+    elif given.peers:
+        changes["peers"] = tuple(given.peers.split(","))
+        if unknown := set(changes["peers"]) - set(PEERS):
+            parser.error(f"--peers must be among {', '.join(PEERS)}; got {', '.join(sorted(unknown))}")
     if given.folds is not None:
         if not 1 <= given.folds <= N_FOLDS:
             parser.error(f"--folds must lie between 1 and {N_FOLDS}; got {given.folds}")
