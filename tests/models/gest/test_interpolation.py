@@ -61,17 +61,17 @@ def test_a_surface_is_stopped_by_the_cells_it_never_learns_from():
     np.testing.assert_allclose(surface.at(xy), both, rtol=1e-5, atol=1e-6)
 
 
-def interpolation(x, explained, network):
+def interpolation(x, explained, network, beyond=False):
     """Share and answer at places among cells whose expression (n, T) is ``x``; components are the genes themselves."""
     cells, places = cells_of(N), cells_of(60, seed=9)
-    found = Interpolation(cells, places, np.eye(x.shape[1], dtype=np.float32))
+    found = Interpolation(cells, places, np.full(60, beyond), np.eye(x.shape[1], dtype=np.float32))
     for rows in np.array_split(np.arange(N), 3):
         found.add(rows, x[rows], explained[rows])
     asked = []
 
     def ask(rows):
         asked.append(rows)
-        return network(cells.xy[rows])
+        return network(cells.xy[rows]), np.full(len(rows), beyond)
 
     share, answer = found.answer(network(places.xy), ask)
     return share, answer, places.xy, asked
@@ -117,15 +117,23 @@ def test_what_is_unexplained_is_carried_to_places():
 
 def test_few_cells_are_averaged_and_no_surface_is_laid():
     cells, places = cells_of(20), cells_of(3, seed=1)
-    found = Interpolation(cells, places, np.eye(2, dtype=np.float32))
+    found = Interpolation(cells, places, np.array([False, False, True]), np.eye(2, dtype=np.float32))
     x = wave(cells.xy)
     found.add(np.arange(20), x, 0 * x)
     share, answer = found.answer(np.ones((3, 2), np.float32), lambda rows: pytest.fail("no rehearsal"))
     assert share == 0
     unit = np.sort(np.linalg.norm(cells.xy[:, None] - cells.xy, axis=2))[:, 1]
+    network = np.array([[1], [1], [0]])  # of cells it says nothing, and so it does beyond their windows
     np.testing.assert_allclose(
-        answer, 1 + inverse_distance(cells, places, unit=np.median(unit)) @ x / 2, rtol=1e-5
+        answer, network + inverse_distance(cells, places, unit=np.median(unit)) @ x / 2, rtol=1e-5
     )
+
+
+def test_beyond_the_windows_of_seen_cells_generated_ones_are_not_believed():
+    x = wave(cells_of(N).xy)
+    wild = lambda at: np.full((len(at), 2), 50.0, np.float32)  # noqa: E731
+    _, answer, xy, _ = interpolation(x, x, wild, beyond=True)
+    assert np.square(answer - wave(xy)).mean() < 0.05
 
 
 def test_a_process_laid_again_keeps_its_choices():

@@ -2,7 +2,8 @@
 
 Two things join the network's answer to unseen places. What seen cells express beyond what their own windows say is
 *carried*: the mean of an average by inverse distance and of a Gaussian process on coordinates (regression kriging).
-And a *surface* over the whole section (:mod:`._surface`) takes a share of the answer. How large a share is learned by
+Places *beyond* the windows of seen cells get no answer from generated ones, which would drift with every round: there the
+network is taken to say what it says of seen cells, averaged by inverse distance. And a *surface* over the whole section (:mod:`._surface`) takes a share of the answer. How large a share is learned by
 rehearsal: squares of seen cells, as large as what is asked for, are left out and asked for in the same way.
 
 Carried by the process, and laid as a surface, are principal components: genes share their patterns.
@@ -102,26 +103,31 @@ class Interpolation:
         In an order that does not depend on that of rows.
     places
         Of the same section.
+    beyond
+        (m,) places that lie in no window of a seen cell.
     components
         (p, T) orthonormal directions of the principal components.
     """
 
-    def __init__(self, cells: Cells, places: Cells, components: np.ndarray) -> None:
-        self.cells, self.places, self.components = cells, places, components
+    def __init__(self, cells: Cells, places: Cells, beyond: np.ndarray, components: np.ndarray) -> None:
+        self.cells, self.places, self.beyond, self.components = cells, places, beyond, components
         self._unit = spot_pitch(*cells) or 1.0
         self._at_places = inverse_distance(cells, places, unit=self._unit)
+        self._at_beyond = self._at_places[beyond]
         self._average = np.zeros((len(places.xy), components.shape[1]), dtype=np.float32)
+        self._said = np.zeros((self._at_beyond.shape[0], components.shape[1]), dtype=np.float32)
         self._z = np.zeros((len(cells.xy), len(components)), dtype=np.float32)
         self._unexplained = np.zeros_like(self._z)
 
     def add(self, rows: np.ndarray, x: np.ndarray, explained: np.ndarray) -> None:
         """Take in cells ``rows``, each once: their expression (·, T), and what their windows say of it."""
         self._average += self._at_places[:, rows] @ (x - explained)
+        self._said += self._at_beyond[:, rows] @ explained
         self._z[rows] = x @ self.components.T
         self._unexplained[rows] = (x - explained) @ self.components.T
 
     def answer(
-        self, network: np.ndarray, ask: Callable[[np.ndarray], np.ndarray]
+        self, network: np.ndarray, ask: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
     ) -> tuple[float, np.ndarray]:
         """The surface's share, and expression at the places (m, T).
 
@@ -130,8 +136,11 @@ class Interpolation:
         network
             (m, T) what the network says there.
         ask
-            What the network says (·, T) of cells, given by their rows, when it sees all others.
+            What the network says (·, T) of cells, given by their rows, when it sees all others; and which of them are
+            beyond the windows of those (·,).
         """
+        network = network.copy()
+        network[self.beyond] = self._said
         if len(self.cells.xy) < LEAST_OF_SURFACE:
             return 0.0, network + self._average / 2
         xy, at = self.cells.xy, self.places.xy
@@ -150,7 +159,11 @@ class Interpolation:
         agreed, size = [], []
         for number, is_out in enumerate(left_out):
             out, known = np.flatnonzero(is_out), kept[~is_out[kept]]
-            answer = ask(out) @ self.components.T + self._average_without(is_out) / 2
+            said, beyond = ask(out)
+            weight = inverse_distance(self.cells.at(~is_out), self.cells.at(out), unit=self._unit)
+            answer = said @ self.components.T
+            answer[beyond] = weight[beyond] @ (self._z - self._unexplained)[~is_out]
+            answer += weight @ self._unexplained[~is_out] / 2
             process.refit(xy[known], None, self._unexplained[known])
             answer += process.predict(xy[out], None) / 2
             gap = surface.at(xy[out], number) - answer
@@ -159,8 +172,3 @@ class Interpolation:
         share = learned_share(np.concatenate(agreed), np.concatenate(size))
         gap = surface.at(at) - carried @ self.components.T
         return share, carried + share * gap @ self.components
-
-    def _average_without(self, is_out: np.ndarray) -> np.ndarray:
-        """The average by inverse distance (·, p) at cells that are left out, from the others."""
-        known, out = self.cells.at(~is_out), self.cells.at(is_out)
-        return np.asarray(inverse_distance(known, out, unit=self._unit) @ self._unexplained[~is_out])

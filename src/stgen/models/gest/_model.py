@@ -392,7 +392,9 @@ class GeST(STModel):
         filled, x = self._filled(seen, label, asked, **look)
         facts = {"round": filled.round, "n_windows": filled.n_windows, "isolated": filled.round == 0}
         if interpolate:
-            facts[_keys.SURFACE_SHARE], x = self._interpolated(adata, label, seen, asked, x, look)
+            facts[_keys.SURFACE_SHARE], x = self._interpolated(
+                adata, label, seen, asked, filled.round != 1, x, look
+            )
         profiles = self.module.words.profiles.cpu().numpy()
         made = Table(
             X=x,
@@ -508,10 +510,13 @@ class GeST(STModel):
         label: np.ndarray,
         seen: Cells,
         asked: Cells,
+        beyond: np.ndarray,
         x: np.ndarray,
         look: dict[str, int],
     ) -> tuple[np.ndarray, np.ndarray]:
         """Shares of the surface (m,), and expression (m, T) with what the network leaves unsaid, from its own ``x``.
+
+        ``beyond`` (m,) says which places no seen cell's window reaches.
 
         Section by section, so that a section's answer does not depend on the others.
         """
@@ -535,14 +540,17 @@ class GeST(STModel):
                 continue
             near = near[np.lexsort((name[near], *seen.xy[near].T))]  # whatever the order of rows
             number[near] = np.arange(len(near))
-            interpolation = Interpolation(seen.at(near), asked.at(here), components)
+            interpolation = Interpolation(seen.at(near), asked.at(here), beyond[here], components)
             for rows, explained in self._left_out(table, near):
                 of_rows = self._complete(expression, torch.from_numpy(rows)).cpu().numpy()
                 interpolation.add(number[rows], of_rows, explained)
 
-            def ask(out: np.ndarray, code: int = code, near: np.ndarray = near) -> np.ndarray:
+            def ask(
+                out: np.ndarray, code: int = code, near: np.ndarray = near
+            ) -> tuple[np.ndarray, np.ndarray]:
                 others = np.setdiff1d(np.flatnonzero(seen.section == code), near[out])
-                return self._filled(seen.at(others), label[others], seen.at(near[out]), **look)[1]
+                again, said = self._filled(seen.at(others), label[others], seen.at(near[out]), **look)
+                return said, again.round != 1
 
             share[here], answer[here] = interpolation.answer(x[here], ask)
         # expression is not negative
