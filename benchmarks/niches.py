@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -36,6 +36,7 @@ import stgen as stg
 from stgen import _keys, metrics
 from stgen.baselines import cell_pcs, cluster_niches, neighbourhood_mean
 from stgen.baselines._niches import ENOUGH_FOR_FULL
+from stgen.data._grid import default_window_um
 
 REGION = "region"
 SET_ASIDE = ("Excluded", "undetermined")
@@ -108,12 +109,19 @@ class Options:
     """Of GeST; ``None`` is its own default."""
     with_model: bool = True
     peers: bool = False
-    changes: dict[str, Any] = field(default_factory=dict)
-    """Fields of GeST's config, for experiments."""
+    ablations: bool = False
+    """GeST on each section under other orders and windows, instead of beside baselines."""
     quick: bool = False
     threads: int | None = None
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "random order": {"order": 0.0},
+    "order as written (a = 1)": {"order": 1.0},
+    "windows of half the area": {"window_area": 0.5},
+    "windows of twice the area": {"window_area": 2.0},
+}
+"""Ablations: fields of the config that are changed; ``window_area`` is in units of the default window's."""
 QUICK: dict[str, Any] = {"n_models": 1, "datasets": ("starmap_mpfc", "merfish_hypothalamus", "starmap_visp")}
 """What ``--quick`` changes: under ten minutes on two cores."""
 
@@ -305,6 +313,7 @@ class Training(NamedTuple):
     sections: tuple[str, ...]
     seed: int
     with_place: bool = True
+    setting: str = ""
 
 
 class Models:
@@ -346,10 +355,14 @@ class Models:
         if key not in self._fitted:
             from stgen.models import GeST
 
-            changes = dict(self.options.changes)
+            changes = dict(SETTINGS.get(training.setting, {}))
             if not training.with_place:
                 changes |= {"use_place": False, "distance_bias": False}
             adata = self.adata(training.sections, genes)
+            area = changes.pop("window_area", None)
+            if area is not None:
+                codes = np.unique(adata.obs[_keys.LIBRARY], return_inverse=True)[1]
+                changes["window_um"] = default_window_um(adata.obsm[_keys.SPATIAL], codes) * math.sqrt(area)
             GeST.setup_anndata(adata, expression="log", library_key=_keys.LIBRARY)
             with measured() as cost:
                 model = GeST(adata, random_state=training.seed, **changes)
@@ -381,6 +394,24 @@ class Models:
             again.train(self.options.max_epochs, random_state=training.seed)
             values = again.embed_niches()
         return values, (cost["seconds"], 0.0, cost["peak_mb"])
+
+
+def ablated(models: Models, section: Section) -> Iterator[Answer]:
+    """GeST on the section alone, as it is and under each other setting."""
+    options, name = models.options, section.name
+    for method in (ON_SECTION, *SETTINGS):
+        embedded = [
+            models.embed(Training((name,), seed, True, method), name)
+            for seed in options.seeds[: options.n_models]
+        ]
+        vectors, costs = zip(*embedded, strict=True)
+        yield Answer(
+            method,
+            "model",
+            lambda number, vectors=vectors: vectors[number % len(vectors)],
+            "section",
+            tuple(np.mean(costs, axis=0)),
+        )
 
 
 def gest_answers(models: Models, section: Section, plan: DatasetPlan) -> Iterator[Answer]:
@@ -588,6 +619,9 @@ def run(options: Options, command: str) -> tuple[Results, dict[str, Any], list[d
 
 def answers_of(section: Section, models: Models, plan: DatasetPlan, options: Options) -> Iterator[Answer]:
     """Every method on one section."""
+    if options.ablations:
+        yield from ablated(models, section)
+        return
     yield from baselines_of(section, options.seeds)
     if options.with_model and has_gest():
         yield from gest_answers(models, section, plan)
@@ -724,7 +758,10 @@ def say(results: Results, meta: dict[str, Any], paired: list[dict[str, Any]]) ->
         }
         for entry in paired
         if entry["metric"] in ("ami", "ami_full")
-        and entry["against_kind"] in ("null", "baseline", "oracle", "peer")
+        and (
+            entry["against_kind"] in ("null", "baseline", "oracle", "peer")
+            or (entry["method"] in SETTINGS and entry["against"] == ON_SECTION)
+        )
     ]
     if shown:
         heading("Paired differences of AMI")
@@ -746,6 +783,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument("--max-epochs", type=int, help="train GeST shorter than its default")
     parser.add_argument("--baselines-only", action="store_true", help="leave GeST out")
     parser.add_argument("--peers", action="store_true", help="published tools that are installed, too")
+    parser.add_argument(
+        "--ablations", action="store_true", help="GeST under other orders and windows, no baselines"
+    )
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = dict(QUICK) if given.quick else {}
     if given.datasets:
@@ -761,6 +801,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         max_epochs=given.max_epochs,
         with_model=not given.baselines_only,
         peers=given.peers,
+        ablations=given.ablations,
     )
     return replace(options, **changes), given.out
 
