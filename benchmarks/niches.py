@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -109,6 +109,8 @@ class Options:
     """Of GeST; ``None`` is its own default."""
     with_model: bool = True
     peers: bool = False
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Fields of GeST's config, for experiments."""
     ablations: bool = False
     """GeST on each section under other orders and windows, instead of beside baselines."""
     quick: bool = False
@@ -355,7 +357,7 @@ class Models:
         if key not in self._fitted:
             from stgen.models import GeST
 
-            changes = dict(SETTINGS.get(training.setting, {}))
+            changes = self.options.changes | SETTINGS.get(training.setting, {})
             if not training.with_place:
                 changes |= {"use_place": False, "distance_bias": False}
             adata = self.adata(training.sections, genes)
