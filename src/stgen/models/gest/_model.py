@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, final
 
 import numpy as np
@@ -18,7 +18,6 @@ from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
 from stgen.data._grid import check_window, default_window_um
 from stgen.data._loaders import Table, name_keys
-from stgen.data._names import some
 from stgen.data._windows import neighbour_index, neighbour_mean
 from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
@@ -31,11 +30,12 @@ from ._annotation import (
     probabilities,
     within_sections,
 )
+from ._asking import CORNER, Asking
 from ._config import LABEL_COMPONENTS, NICHE_NEIGHBORS, GeSTConfig
 from ._counterfactual import Counterfactual, Tissue
-from ._generation import TOKENS_AT_ONCE, Cells, Filled, Windows, fill
+from ._generation import Cells
 from ._interpolation import Interpolation, inverse_distance
-from ._network import TURNS, GeSTNetwork, turned
+from ._network import GeSTNetwork
 from ._perturbation import check_rings
 from ._question import (
     Question,
@@ -48,14 +48,13 @@ from ._question import (
     check_region,
     column,
 )
+from ._unseen import hidden_cells, new_places
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 ROWS_AT_ONCE = 4096
 """Cells whose expression is dense at once."""
-CORNER = 0
-"""Corner that orders a window's cells when the model is applied."""
 
 
 @final
@@ -274,56 +273,11 @@ class GeST(STModel):
         return (values + n_neighbors * neighbour_mean(values, near)) / (n_neighbors + 1)
 
     def _states(self, adata: AnnData, batch_size: int | None = None) -> np.ndarray:
-        """State of the network for each cell's own place (n, D), averaged over turned and mirrored windows."""
-        table = self._table(adata, targets=False)
-        out = np.zeros((adata.n_obs, self.config.width), dtype=np.float32)
-        for rows, h in self._asked(table, batch_size=batch_size, turns=range(TURNS)):
-            out[rows] = self.module.norm(h).mean(0).cpu().numpy()
-        return out
+        """State of the network for each cell's own place (n, D)."""
+        return self._asking().states(self._table(adata, targets=False), batch_size)
 
-    def _asked(
-        self,
-        table: CellTable,
-        rows: np.ndarray | None = None,
-        *,
-        batch_size: int | None = None,
-        itself: bool = True,
-        turns: Iterable[int] = (0,),
-    ) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Hidden states (turns, B, D) of cells' own places, given the cells around them, windows of a size together.
-
-        ``itself`` says whether a cell is among the cells around its place.
-        """
-        module, device = self.module, self.device
-        looks = module.table()
-        asked = torch.arange(len(table)) if rows is None else torch.from_numpy(rows)
-        sizes = table.sizes(asked)
-        by_size = sizes.argsort(stable=True)
-        start = 0
-        while start < len(by_size):
-            chunk = by_size[
-                start : start + (batch_size or max(1, TOKENS_AT_ONCE // int(sizes[by_size[start]])))
-            ]
-            start += len(chunk)
-            batch = {name: tensor.to(device) for name, tensor in table.batch(asked[chunk]).items()}
-            cell, offset, size = batch["cell"], batch["offset"], batch["size"]
-            if not itself:
-                # the cell goes to the end, where padding is
-                last = (batch["member"] == batch["index"][:, None]).long().argsort(dim=1, stable=True)
-                cell = cell.gather(1, last)
-                offset = offset.gather(1, last[..., None].expand(-1, -1, 2))
-                size = size - 1
-            query = torch.zeros(len(chunk), 1, 2, device=device)
-            tokens, place = looks[cell.clamp(min=0)], module.places(offset)
-            states = [
-                module.ask(tokens, turned(place, how), size, query, corner=CORNER)[:, 0] for how in turns
-            ]
-            yield asked[chunk].numpy(), torch.stack(states)
-
-    def _left_out(self, table: CellTable, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Expected expression of some cells, each from the others around it."""
-        for some_rows, h in self._asked(table, rows, itself=False):
-            yield some_rows, self._expected(self._value(h[0]))
+    def _asking(self) -> Asking:
+        return Asking(self.module, self.device)
 
     # -------------------------------------------------------------------------------------------------- unseen cells
 
@@ -365,7 +319,8 @@ class GeST(STModel):
         -------
         AnnData of the generated cells in the order that was asked. ``X`` is expected expression, log-normalised; the
         layer ``"picked"`` is the profile of the likeliest meta cell. ``obs`` has ``round`` (0: no cell within reach,
-        the answer is that of the nearest cell), ``n_windows``, ``isolated``, ``meta_cell``, and ``surface_share``, the
+        the answer is interpolated, or without ``interpolate`` that of the nearest cell; from 2 on: seen cells are beyond
+        the window, and ``X`` rests on interpolation), ``n_windows``, ``isolated``, ``meta_cell``, and ``surface_share``, the
         share of the answer that the surface has.
         """
         from anndata import AnnData as Table
@@ -381,15 +336,15 @@ class GeST(STModel):
         cells = Cells(*self._places(adata))
         place = self._field(CoordinatesField)
         if mask is not None:
-            hidden = self._mask(adata, mask, cells.section)
+            hidden = hidden_cells(adata, mask, cells.section, place.library_key)
             adata, obs = adata[~hidden], pd.DataFrame(index=adata.obs_names[hidden])
             asked, seen = cells.at(hidden), cells.at(~hidden)
         else:
-            asked, obs = self._new_places(adata, cells, places, sections)
+            asked, obs = new_places(adata, cells, places, sections, place.library_key)
             seen = cells
         label = self._labels(adata)
         look = {"n_windows": n_windows, "max_rounds": max_rounds}
-        filled, x = self._filled(seen, label, asked, **look)
+        filled, x = self._asking().filled(seen, label, asked, **look)
         facts = {"round": filled.round, "n_windows": filled.n_windows, "isolated": filled.round == 0}
         if interpolate:
             facts[_keys.SURFACE_SHARE], x = self._interpolated(
@@ -404,105 +359,6 @@ class GeST(STModel):
         )
         made.obsm[place.key] = asked.xy
         return made
-
-    def _mask(self, adata: AnnData, mask: Any, section: np.ndarray) -> np.ndarray:
-        if isinstance(mask, str):
-            if mask not in adata.obs:
-                raise KeyError(f"obs[{mask!r}] does not exist; obs has {list(adata.obs.columns)}.")
-            mask = adata.obs[mask].to_numpy()
-        mask = np.asarray(mask)
-        if mask.dtype != bool or mask.shape != (adata.n_obs,):
-            raise ValueError(
-                f"`mask` must say True or False for each of the {adata.n_obs} cells; got {mask.dtype} of shape {mask.shape}."
-            )
-        if not mask.any() or mask.all():
-            raise ValueError(
-                f"`mask` must name some cells and leave some to see; it names {int(mask.sum())} of {len(mask)}."
-            )
-        blind = np.isin(section, np.setdiff1d(section[mask], section[~mask]))
-        if blind.any():
-            key = self._field(CoordinatesField).library_key
-            names = sorted(adata.obs.loc[blind, key].astype(str).unique())
-            raise ValueError(
-                f"`mask` must leave some cells of every section to see; it names all of {some(names)}. Coordinates say "
-                "nothing across sections: unmask some of its cells, or leave the section out."
-            )
-        return mask
-
-    def _new_places(
-        self, adata: AnnData, cells: Cells, places: Any, sections: Any
-    ) -> tuple[Cells, pd.DataFrame]:
-        """Places that no cell has yet, in the sections of the data, and their table of observations."""
-        xy = np.asarray(places, dtype=np.float64)
-        if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
-            raise ValueError(f"`places` must be finite coordinates in µm, places × 2; got shape {xy.shape}.")
-        obs = pd.DataFrame(index=[f"place_{i}" for i in range(len(xy))])
-        key = self._field(CoordinatesField).library_key
-        if key is None or key not in adata.obs:
-            return Cells(xy, np.zeros(len(xy), dtype=np.int64)), obs
-        names = adata.obs[key].astype(str).to_numpy()
-        code = dict(zip(names, cells.section, strict=True))
-        if sections is None and len(code) > 1:
-            raise ValueError(
-                f"`sections` must name the section of the places; there are {len(code)}: {some(sorted(code))}."
-            )
-        asked = next(iter(code)) if sections is None else sections
-        listed = np.full(len(xy), asked, dtype=object) if isinstance(asked, str) else np.asarray(asked)
-        strange = [name for name in pd.unique(listed.astype(str)) if name not in code]
-        if strange or len(listed) != len(xy):
-            raise ValueError(
-                f"`sections` must name, for each of {len(xy)} places, one of {some(sorted(code))}; got {len(listed)} "
-                f"names{', such as ' + some(strange) if strange else ''}."
-            )
-        obs[key] = listed.astype(str)
-        return Cells(xy, np.array([code[name] for name in listed.astype(str)])), obs
-
-    def _ask(self, windows: Windows) -> np.ndarray:
-        """What is asked in each window: distributions over meta cells, or profiles."""
-        module, device = self.module, self.device
-        label, size, offset, query, is_asked = (torch.from_numpy(part).to(device) for part in windows)
-        tokens, place, query = module.table()[label.long()], module.places(offset), module.places(query)
-        answers = (
-            module.ask(tokens, turned(place, how), size, turned(query, how), corner=CORNER)
-            for how in range(TURNS)
-        )
-        return np.mean([self._value(h[is_asked]) for h in answers], axis=0)
-
-    def _value(self, h: Tensor) -> np.ndarray:
-        """What the network says of places, from hidden states: distributions, or profiles if it does not quantise."""
-        module = self.module
-        return (module.probabilities(h) if self.config.quantized else module.answer(h)).cpu().numpy()
-
-    def _expected(self, value: np.ndarray) -> np.ndarray:
-        """Expression (n, T) that a distribution over meta cells expects."""
-        return value @ self.module.words.profiles.cpu().numpy() if self.config.quantized else value.copy()
-
-    def _label_of(self, value: np.ndarray) -> np.ndarray:
-        """The likeliest meta cell, or that of a profile."""
-        if self.config.quantized:
-            return value.argmax(axis=1)
-        return self.module.words.assign(torch.from_numpy(value).to(self.device)).cpu().numpy()
-
-    def _filled(
-        self, seen: Cells, label: np.ndarray, asked: Cells, *, n_windows: int, max_rounds: int
-    ) -> tuple[Filled, np.ndarray]:
-        """What the network finds for places, and the expression (m, T) that it expects there."""
-        profiles = self.module.words.profiles.cpu().numpy()
-        filled = fill(
-            seen,
-            label,
-            asked,
-            self._ask,
-            n_values=len(profiles) if self.config.quantized else len(self.genes),
-            label_of=self._label_of,
-            window_um=float(self.module.window_um),
-            max_cells=self.config.max_cells,
-            n_windows=n_windows,
-            max_rounds=max_rounds,
-        )
-        x = self._expected(filled.value)
-        x[filled.round == 0] = profiles[filled.label[filled.round == 0]]
-        return filled, x
 
     def _interpolated(
         self,
@@ -520,7 +376,7 @@ class GeST(STModel):
 
         Section by section, so that a section's answer does not depend on the others.
         """
-        expression = self._expression(adata)
+        expression, asking = self._expression(adata), self._asking()
         # one for all sections; windows that hold few cells are no error here, where most cells may be masked
         table = CellTable.make(
             label,
@@ -541,7 +397,7 @@ class GeST(STModel):
             near = near[np.lexsort((name[near], *seen.xy[near].T))]  # whatever the order of rows
             number[near] = np.arange(len(near))
             interpolation = Interpolation(seen.at(near), asked.at(here), beyond[here], components)
-            for rows, explained in self._left_out(table, near):
+            for rows, explained in asking.left_out(table, near):
                 of_rows = self._complete(expression, torch.from_numpy(rows)).cpu().numpy()
                 interpolation.add(number[rows], of_rows, explained)
 
@@ -549,7 +405,7 @@ class GeST(STModel):
                 out: np.ndarray, code: int = code, near: np.ndarray = near
             ) -> tuple[np.ndarray, np.ndarray]:
                 others = np.setdiff1d(np.flatnonzero(seen.section == code), near[out])
-                again, said = self._filled(seen.at(others), label[others], seen.at(near[out]), **look)
+                again, said = asking.filled(seen.at(others), label[others], seen.at(near[out]), **look)
                 return said, again.round != 1
 
             share[here], answer[here] = interpolation.answer(x[here], ask)
