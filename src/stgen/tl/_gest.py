@@ -249,7 +249,8 @@ def gest_generate(
         Add what the network leaves unexplained in seen cells nearby, as far as that helps seen cells that are left out.
         Only for ``readout="weighted"``.
     max_rounds
-        Rounds at most. A round generates what is within reach of seen cells, and these are seen in the next.
+        Rounds at most. A round generates what is within reach of seen cells, and these are seen in the next. What only
+        later rounds reach is interpolated from seen cells where ``interpolate`` is on, because generated ones drift.
     random_state
         %(random_state)s
     key_added
@@ -262,8 +263,8 @@ def gest_generate(
     With ``mask``: ``None``, or the copy. Writes log-normalised expression to ``layers[key_added]`` if the genes are exactly
     ``var_names``, else to ``obsm[key_added]``, cells × genes, with the names of the genes in ``uns[key_added]["genes"]``;
     cells that were not generated are NaN. Beside it in ``obs``: ``"{key_added}_round"`` and ``"{key_added}_n_windows"``
-    (NaN for cells that were not generated) and ``"{key_added}_isolated"``, for cells without a seen cell within reach,
-    which get the profile of the nearest. ``uns[key_added]`` holds ``params``, ``panel`` (genes that cells are normalised
+    (NaN for cells that were not generated) and ``"{key_added}_isolated"``, for cells without a seen cell within reach.
+    ``uns[key_added]`` holds ``params``, ``panel`` (genes that cells are normalised
     over), ``surface_share`` (the part of the answer that a surface over the section has), ``model``, ``quantization``,
     ``seen_in_training`` and ``versions``. :func:`stgen.get.generated` gives a table.
 
@@ -498,6 +499,6 @@ def _warn_of_isolated(names: Any, n_hidden: int) -> None:
     if len(names):
         warn(
             f"{len(names)} of the {n_hidden} cells to generate have no seen cell within reach, such as {some(names)}. They "
-            "get the profile of the nearest seen cell and are flagged in `obs`; a model with a larger `window_um` reaches "
-            "further."
+            'are interpolated from seen cells, or get the profile of the nearest (`readout="picked"`, `interpolate=False`), '
+            "and are flagged in `obs`; a model with a larger `window_um` reaches further."
         )
