@@ -108,7 +108,8 @@ class Options:
     max_epochs: int | None = None
     """Of GeST; ``None`` is its own default."""
     with_model: bool = True
-    peers: bool = False
+    peers: tuple[str, ...] = ()
+    """Published tools to run where they are installed."""
     changes: dict[str, Any] = field(default_factory=dict)
     """Fields of GeST's config, for experiments."""
     ablations: bool = False
@@ -452,9 +453,10 @@ def has_gest() -> bool:
 # --------------------------------------------------------------------------------------------------------------- peers
 
 
-def peers_of(section: Section, seeds: Sequence[int], n_models: int) -> Iterator[Answer]:
+def peers_of(section: Section, names: Sequence[str], seeds: Sequence[int], n_models: int) -> Iterator[Answer]:
     """Published tools that are installed and can take this section."""
-    for name, (module, run) in PEERS.items():
+    for name in names:
+        module, run = PEERS[name]
         package, _, attribute = module.partition(":")
         if importlib.util.find_spec(package.split(".")[0]) is None:
             say_once(f"{name} is not installed: no rows of it.")
@@ -627,8 +629,7 @@ def answers_of(section: Section, models: Models, plan: DatasetPlan, options: Opt
     yield from baselines_of(section, options.seeds)
     if options.with_model and has_gest():
         yield from gest_answers(models, section, plan)
-    if options.peers:
-        yield from peers_of(section, options.seeds, options.n_models)
+    yield from peers_of(section, options.peers, options.seeds, options.n_models)
 
 
 def add(results: Results, section: Section, answer: Answer, seeds: Sequence[int]) -> None:
@@ -784,7 +785,13 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--max-epochs", type=int, help="train GeST shorter than its default")
     parser.add_argument("--baselines-only", action="store_true", help="leave GeST out")
-    parser.add_argument("--peers", action="store_true", help="published tools that are installed, too")
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const=",".join(PEERS),
+        default="",
+        help=f"published tools that are installed, too: all, or some of {', '.join(PEERS)}",
+    )
     parser.add_argument(
         "--ablations", action="store_true", help="GeST under other orders and windows, no baselines"
     )
@@ -796,13 +803,15 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
     if given.models is not None:
         changes["n_models"] = given.models
+    if unknown := set(given.peers.split(",")) - {"", *PEERS}:
+        parser.error(f"--peers must be among {', '.join(PEERS)}; got {', '.join(sorted(unknown))}")
     options = Options(
         data=given.data,
         quick=given.quick,
         threads=given.threads,
         max_epochs=given.max_epochs,
         with_model=not given.baselines_only,
-        peers=given.peers,
+        peers=tuple(name for name in given.peers.split(",") if name),
         ablations=given.ablations,
     )
     return replace(options, **changes), given.out
