@@ -33,6 +33,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from torch import Tensor
 from stgen.data._cells import CellTable
 from stgen.data._grid import default_window_um
 from stgen.data._loaders import Batches
+from stgen.models.gest._asking import Asking
 from stgen.models.gest._generation import Windows
 from stgen.models.gest._network import CORNERS, GeSTNetwork
 from stgen.nn._grouped import (
@@ -411,7 +413,7 @@ def places(model: GeST, adata: AnnData, net: GeSTNetwork, sizes: Sizes) -> list[
     xy = np.asarray(adata.obsm["spatial"])
     hole = np.zeros(adata.n_obs, dtype=bool)
     hole[np.square(xy - np.median(xy, axis=0)).sum(axis=1).argsort()[: sizes.n_hidden]] = True
-    ask = model._ask
+    ask = model._asking()._ask
 
     def alone(asked: Windows) -> np.ndarray:
         """One pass for each place, in windows of the same cells."""
@@ -426,11 +428,8 @@ def places(model: GeST, adata: AnnData, net: GeSTNetwork, sizes: Sizes) -> list[
         return answers[asked.is_asked]
 
     def fill(how: Callable[[Windows], np.ndarray]) -> np.ndarray:
-        model._ask = how  # type: ignore[method-assign, assignment]
-        try:
+        with patch.object(Asking, "_ask", lambda _, windows: how(windows)):
             return np.asarray(model.generate(adata, mask=hole, interpolate=False).X)
-        finally:
-            del model._ask
 
     apart = check_same("filled hole", fill(ask), fill(alone))
     fills = {"read together": lambda: fill(ask), "a pass for each": lambda: fill(alone)}
@@ -463,7 +462,7 @@ def embedding(model: GeST, small: AnnData, large: AnnData, sizes: Sizes) -> list
     }
 
     def some(name: str) -> None:
-        for _ in model._asked(tables[name], chosen[name]):
+        for _ in model._asking().own_places(tables[name], chosen[name]):
             pass
 
     check_some_rows(model, tables["small section"], chosen["small section"][:50])
@@ -482,7 +481,7 @@ def check_some_rows(model: GeST, table: CellTable, rows: np.ndarray) -> None:
     """Windows of a size together say what each window says alone."""
     module = model.module
     together: dict[int, Tensor] = {}
-    for some_rows, h in model._asked(table, rows):
+    for some_rows, h in model._asking().own_places(table, rows):
         together.update(zip(some_rows.tolist(), h[0], strict=True))
     for row, state in together.items():
         one = table.batch(torch.tensor([row]))

@@ -37,16 +37,16 @@ class Asking:
     def states(self, table: CellTable, batch_size: int | None = None) -> np.ndarray:
         """State of the network for each cell's own place (n, D), averaged over turned and mirrored windows."""
         out = np.zeros((len(table), self.config.width), dtype=np.float32)
-        for rows, h in self._own_places(table, batch_size=batch_size, turns=range(TURNS)):
+        for rows, h in self.own_places(table, batch_size=batch_size, turns=range(TURNS)):
             out[rows] = self.network.norm(h).mean(0).cpu().numpy()
         return out
 
     def left_out(self, table: CellTable, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Expected expression (·, T) of cells ``rows``, each from the others around it, some at a time."""
-        for some_rows, h in self._own_places(table, rows, itself=False):
+        for some_rows, h in self.own_places(table, rows, itself=False):
             yield some_rows, self._expected(self._value(h[0]))
 
-    def _own_places(
+    def own_places(
         self,
         table: CellTable,
         rows: np.ndarray | None = None,
