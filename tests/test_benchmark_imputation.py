@@ -359,3 +359,15 @@ def test_figures_measured_earlier_come_out_of_the_benchmark(benchmark):
     names = ["ridge in the reference", "cosine kNN", "gene-wise kernel ridge", "mean of three"]
     assert osmfish[names].tolist() == pytest.approx([0.278, 0.271, 0.289, 0.304], abs=0.001)
     assert visium[names].tolist() == pytest.approx([0.499, 0.449, 0.482, 0.505], abs=0.001)
+
+
+@pytest.mark.parametrize("to_store", [False, True])
+def test_the_speed_script_times_what_it_says(to_store, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    import speed_causalged
+
+    training = speed_causalged.trained(60, 20, str(tmp_path / "model"))
+    assert training["n_spots"] == 60 and training["seconds"] > 0
+    found = speed_causalged.imputed(str(tmp_path / "model"), 70, 20, to_store)
+    assert (found["n_spots"], found["n_genes"]) == (70, 50)
+    assert found["seconds"] > 0 and found["output_mb"] >= 4 * 70 * 50 / 2**20
