@@ -322,7 +322,9 @@ def gest_generate(
         random_state=random_state,
     )
     source.check()
-    hidden = np.zeros(adata.n_obs, dtype=bool) if mask is None else cells_to_generate(adata, mask)
+    from stgen.models.gest._unseen import checked_mask
+
+    hidden = np.zeros(adata.n_obs, dtype=bool) if mask is None else checked_mask(adata, mask)
     ready = ready_model(adata, source, "generate", hidden=hidden)
     names = _genes_to_write(adata, ready, genes)
     known = seen(adata, ready, hidden)
@@ -423,24 +425,6 @@ def _as_anndata(
     )
     new.uns[key] = record
     return new
-
-
-def cells_to_generate(adata: AnnData, mask: Any) -> np.ndarray:
-    """The mask, if it names some cells and leaves some."""
-    if isinstance(mask, str):
-        if mask not in adata.obs:
-            raise KeyError(f"obs[{mask!r}] does not exist; obs has {list(adata.obs.columns)}.")
-        mask = adata.obs[mask].to_numpy()
-    hidden = np.asarray(mask)
-    if hidden.dtype != bool or hidden.shape != (adata.n_obs,):
-        raise ValueError(
-            f"`mask` must say True or False for each of the {adata.n_obs} cells; got {hidden.dtype} of shape {hidden.shape}."
-        )
-    if not hidden.any() or hidden.all():
-        raise ValueError(
-            f"`mask` must name some cells and leave some to see; it names {int(hidden.sum())} of {len(hidden)}."
-        )
-    return hidden
 
 
 def _genes_to_write(adata: AnnData, ready: Ready, genes: Sequence[str] | None) -> list[str]:

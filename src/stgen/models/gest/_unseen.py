@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-def hidden_cells(adata: AnnData, mask: Any, section: np.ndarray, library_key: str | None) -> np.ndarray:
-    """Which cells a mask, or the column of that name, hides (n,); every section keeps some to see."""
+def checked_mask(adata: AnnData, mask: Any) -> np.ndarray:
+    """A mask over cells (n,), or the column of that name, if it names some cells and leaves some."""
     if isinstance(mask, str):
         if mask not in adata.obs:
             raise KeyError(f"obs[{mask!r}] does not exist; obs has {list(adata.obs.columns)}.")
@@ -33,6 +33,12 @@ def hidden_cells(adata: AnnData, mask: Any, section: np.ndarray, library_key: st
         raise ValueError(
             f"`mask` must name some cells and leave some to see; it names {int(mask.sum())} of {len(mask)}."
         )
+    return mask
+
+
+def hidden_cells(adata: AnnData, mask: Any, section: np.ndarray, library_key: str | None) -> np.ndarray:
+    """Which cells a mask, or the column of that name, hides (n,); every section keeps some to see."""
+    mask = checked_mask(adata, mask)
     blind = np.isin(section, np.setdiff1d(section[mask], section[~mask]))
     if blind.any():
         names = sorted(adata.obs.loc[blind, library_key].astype(str).unique())
