@@ -1,10 +1,11 @@
 """What windows leave unsaid, answered from the rest of the section.
 
-Two things join the network's answer to unseen places. What seen cells express beyond what their own windows say is
+Three things join the network's answer to unseen places. What seen cells express beyond what their own windows say is
 *carried*: the mean of an average by inverse distance and of a Gaussian process on coordinates (regression kriging).
-Places *beyond* the windows of seen cells get no answer from generated ones, which would drift with every round: there the
-network is taken to say what it says of seen cells, averaged by inverse distance. And a *surface* over the whole section (:mod:`._surface`) takes a share of the answer. How large a share is learned by
-rehearsal: squares of seen cells, as large as what is asked for, are left out and asked for in the same way.
+Places *beyond* the windows of seen cells get no answer from generated ones, which would drift with every round: there
+the network is taken to say what it says of seen cells, averaged by inverse distance. And a *surface* over the whole
+section (:mod:`._surface`) takes a share of the answer. How large a share is learned by rehearsal: squares of seen
+cells, as large as what is asked for, are left out and asked for in the same way.
 
 Carried by the process, and laid as a surface, are principal components: genes share their patterns.
 
