@@ -87,6 +87,8 @@ MEANING = {
     "spearman over genes, mean absolute error, share of genes inside [low, high]",
     "pearson_use, ...": "mean correlation of the hidden genes with this verdict; n_use, ...: how many those are; gain_use, "
     "...: what they gain over the mean of measured genes (over 0 where that is negative), the null of the verdict",
+    "verdicts": "that gain by verdict, with bootstrap intervals over genes; a gene is averaged over the seeds that give it "
+    "the verdict; dataset `all`: genes of all real datasets together",
     "paired": "difference = mean over genes of (method − against), each gene averaged over seeds. low, high: bootstrap "
     "over genes. dataset `all`: genes of all real datasets together; difference_datasets, low_datasets, high_datasets "
     "give every dataset the same weight and draw genes within each",
@@ -549,6 +551,8 @@ class Comparison:
     def __init__(self) -> None:
         self.results = Results()
         self.genes: dict[tuple[Place, str], pd.DataFrame] = {}
+        self.gains: list[pd.DataFrame] = []
+        """Of hidden genes with a verdict: dataset, verdict, gain over the null, by gene."""
 
     def add(self, task: Task, seeds: Sequence[int], answer: Answer) -> None:
         """Score an answer; one without randomness stands under several seeds."""
@@ -562,7 +566,12 @@ class Comparison:
         numbers["n_undefined"] = int(scores["pearson"].isna().sum())
         numbers["n_flat"] = int((np.ptp(answer.prediction, axis=0) == 0).sum())
         known = self.genes.get((Place(task.dataset, "spots", str(task.fold), seeds[0]), MEASURED_MEAN))
-        numbers |= score_estimates(answer, scores["pearson"], None if known is None else known["pearson"])
+        null = None if known is None else known["pearson"]
+        numbers |= score_estimates(answer, scores["pearson"], null)
+        if null is not None and answer.estimates is not None and "verdict" in answer.estimates:
+            verdicts = answer.estimates["verdict"].astype(str).to_numpy()
+            gain = scores["pearson"] - null.clip(lower=0)
+            self.gains.append(pd.DataFrame({"dataset": task.dataset, "verdict": verdicts, "gain": gain}))
         for seed in seeds:
             place = Place(task.dataset, "spots", str(task.fold), seed)
             self.genes[place, answer.method] = scores
@@ -573,6 +582,30 @@ class Comparison:
                 self.results.add(place, answer.method, answer.kind, name, "", value)
         if answer.cost is not None:
             self.results.costs.append(Cost(task.dataset, answer.method, *answer.cost))
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """What genes of each verdict gain over the null, by dataset and over all real ones; a gene counts once."""
+        if not self.gains:
+            return []
+        by_gene = (
+            pd.concat(self.gains)
+            .rename_axis("gene")
+            .groupby(["dataset", "verdict", "gene"], sort=False)["gain"]
+            .mean()
+            .dropna()
+        )
+        datasets = list(by_gene.index.unique("dataset"))
+        real = [name for name in datasets if name != TOY]
+        groups = {name: [name] for name in datasets} | ({"all": real} if len(real) > 1 else {})
+        entries = []
+        for name, parts in groups.items():
+            for said in VERDICTS:
+                here = by_gene[by_gene.index.isin(parts, "dataset") & by_gene.index.isin([said], "verdict")]
+                if len(here):
+                    found = paired_by_gene([here.to_numpy()])
+                    entry = {"dataset": name, "verdict": said, "gain": found["difference"]}
+                    entries.append(entry | {key: found[key] for key in ("low", "high", "n_genes")})
+        return entries
 
     # ------------------------------------------------------------------------------------------------------- pairs
 
@@ -774,6 +807,7 @@ def run(options: Options, command: str = "") -> tuple[Comparison, dict[str, Any]
             "threads": options.threads,
         },
         "datasets": about,
+        "verdicts": comparison.verdicts(),
         "meaning": MEANING,
         "seconds": time.perf_counter() - start,
     }
@@ -844,6 +878,9 @@ def say(comparison: Comparison, meta: dict[str, Any], paired: list[dict[str, Any
     if any(entry["dataset"] == "all" for entry in paired):
         heading("All real datasets together")
         say_pairs(told(comparison, paired, "all"))
+    if meta["verdicts"]:
+        heading("Gain in Pearson over the mean of measured genes (over 0 where that is negative), by verdict")
+        show(pd.DataFrame(meta["verdicts"]).set_index("dataset"))
 
 
 def told(comparison: Comparison, paired: Sequence[dict[str, Any]], dataset: str) -> list[dict[str, Any]]:

@@ -371,3 +371,24 @@ def test_the_speed_script_times_what_it_says(to_store, tmp_path, monkeypatch):
     found = speed_causalged.imputed(str(tmp_path / "model"), 70, 20, to_store)
     assert (found["n_spots"], found["n_genes"]) == (70, 50)
     assert found["seconds"] > 0 and found["output_mb"] >= 4 * 70 * 50 / 2**20
+
+
+def test_gains_by_verdict_count_every_gene_once_and_leave_the_toy_out_of_all(benchmark: ModuleType) -> None:
+    comparison = benchmark.Comparison()
+
+    def gains(dataset: str, verdicts: str, values: list[float]) -> None:
+        names = {"u": "use", "d": "do not use"}
+        table = {"dataset": dataset, "verdict": [names[letter] for letter in verdicts], "gain": values}
+        comparison.gains.append(pd.DataFrame(table, index=[f"g{i}" for i in range(len(values))]))
+
+    gains("one", "uud", [0.2, 0.4, -0.1])
+    gains("one", "uud", [0.4, 0.4, np.nan])  # another seed
+    gains("two", "u", [1.0])
+    gains("toy", "d", [5.0])
+    found = {(entry["dataset"], entry["verdict"]): entry for entry in comparison.verdicts()}
+    assert found["one", "use"]["gain"] == pytest.approx((0.3 + 0.4) / 2)
+    assert found["one", "use"]["n_genes"] == 2
+    assert found["one", "do not use"]["gain"] == pytest.approx(-0.1)
+    assert found["all", "use"]["gain"] == pytest.approx((0.3 + 0.4 + 1.0) / 3)
+    assert found["all", "do not use"]["gain"] == pytest.approx(-0.1)
+    assert found["toy", "do not use"]["gain"] == 5.0
