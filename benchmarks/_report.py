@@ -31,6 +31,7 @@ from stgen import metrics
 
 HEADLINE = ("pearson", "normalized")
 SUBSETS = ("all", "module", "other")
+MODULE_LESS_OTHER = "module less other"
 SMALLER_IS_BETTER = ("rmse", "mae", "pit_deviation", "nll")
 N_BOOT = 4000
 LEVEL = 0.95
@@ -51,6 +52,7 @@ MEANING = {
     "it is defined; rmse and mae in units of the scale",
     "n_undefined": "panel genes without a Pearson correlation in this section (constant truth or prediction)",
     "pearson_module, pearson_other": "the same over genes inside and outside the planted co-expression modules",
+    "genes": "which genes a paired difference is over; 'module less other': how much larger it is in modules",
     "pcc_10, pcc_50, pcc_200": "mean over the genes with the largest test correlation; only for comparison with papers",
     "pit_deviation": "largest distance of the randomised PIT's distribution from uniform, all genes together",
     "pit_deviation_pooled": "the same over all held-out sections and seeds together",
@@ -195,7 +197,21 @@ class Results:
                 if differences:
                     head = self._head(dataset, method, other, "pearson", scale) | {"genes": subset}
                     entries.append(head | paired_by_gene(differences))
+            if len(subsets) > 1 and differences:
+                head = self._head(dataset, method, other, "pearson", scale) | {"genes": MODULE_LESS_OTHER}
+                entries.append(head | paired_by_unit(self._between_subsets(dataset, method, other, scale)))
         return entries
+
+    def _between_subsets(self, dataset: str, method: str, other: str, scale: str) -> dict[Place, float]:
+        """How much larger the difference is for genes in modules than for the others."""
+        values = {}
+        for (place, name, on), own in self._genes.items():
+            theirs = self._genes.get((place, other, scale))
+            if place.dataset == dataset and name == method and on == scale and theirs is not None:
+                gap = own - theirs
+                inside, outside = (gap[self._members(dataset, gap.index, part)] for part in SUBSETS[1:])
+                values[place] = mean(inside.to_numpy()) - mean(outside.to_numpy())
+        return {place: value for place, value in values.items() if not math.isnan(value)}
 
     def _paired_values(self, dataset: str, method: str, other: str) -> list[dict[str, Any]]:
         entries = []

@@ -82,6 +82,8 @@ class Options:
     max_epochs: int | None = None
     """Of GenAR; ``None`` is its own default."""
     without_place: bool = True
+    models: tuple[str, ...] = (MODEL, GENST)
+    """Which of our models are run."""
     ablations: bool = False
     quick: bool = False
     threads: int | None = None
@@ -671,15 +673,18 @@ def answers_of(
     epochs = options.max_epochs
     if not options.ablations:
         yield from run_trained(fold, seed)
+        if GENST in options.models:
+            yield from run_genst(fold, seed, GENST_UNTRAINED, train=False)
+            yield from run_genst(fold, seed, max_epochs=epochs)
+            yield from run_genst(fold, seed, GENST_NO_PLACE, max_epochs=epochs, use_place=False)
+        if MODEL not in options.models:
+            return
         yield from run_genar(fold, seed, UNTRAINED, train=False)
-        yield from run_genst(fold, seed, GENST_UNTRAINED, train=False)
-        yield from run_genst(fold, seed, max_epochs=epochs)
     yield from run_genar(fold, seed, max_epochs=epochs, also_counts=not options.ablations)
     if options.ablations:
         for name, changes in ABLATIONS.items():
             yield from run_genar(fold, seed, name, max_epochs=epochs, **changes(fold.train.n_vars))
         return
-    yield from run_genst(fold, seed, GENST_NO_PLACE, max_epochs=epochs, use_place=False)
     if options.without_place:
         yield from run_genar(fold, seed, NO_PLACE, max_epochs=epochs, use_place=False)
 
@@ -805,6 +810,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     parser.add_argument(
         "--with-place", action="store_true", help="leave out GenAR without place, the slowest row"
     )
+    parser.add_argument("--models", help=f"which of {MODEL} and {GENST} are run, default both")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument(
         "--max-epochs", type=int, help="train GenAR shorter than its default (for trying the script)"
@@ -829,6 +835,10 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         changes["datasets"] = tuple(n for n in changes.get("datasets", Options.datasets) if n in TOYS)
     if given.seeds:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
+    if given.models:
+        changes["models"] = tuple(given.models.split(","))
+        if unknown := set(changes["models"]) - {MODEL, GENST}:
+            parser.error(f"--models must be among {MODEL}, {GENST}; got {', '.join(sorted(unknown))}")
     options = replace(
         Options(
             data=given.data,
