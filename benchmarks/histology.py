@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,10 +85,16 @@ class Options:
     without_place: bool = True
     models: tuple[str, ...] = (MODEL, GENST)
     """Which of our models are run."""
+    baselines: tuple[str, ...] = ()
+    """Names of the nulls, baselines and oracles that are run; none stands for all."""
     ablations: bool = False
     quick: bool = False
     threads: int | None = None
     figure: Path | None = None
+
+    def has(self, name: str) -> bool:
+        """Whether this null, baseline or oracle is run."""
+        return not self.baselines or name in self.baselines
 
 
 QUICK = {
@@ -369,7 +376,7 @@ def on_scales(counts: np.ndarray, target: float) -> dict[str, np.ndarray]:
 
 def run_baseline(
     fold: Fold,
-    make: Callable[[str], HistologyBaseline],
+    make: Callable[..., HistologyBaseline],
     *,
     name: str | None = None,
     neighbours: bool = True,
@@ -380,7 +387,7 @@ def run_baseline(
     answers: dict[str, np.ndarray] = {}
     costs = []
     for scale in SCALES:
-        baseline = make(scale)
+        baseline = make(scale=scale)
         side, extent = {}, 1.0
         for which in ("train", "test"):
             features = fold.near[which]
@@ -409,44 +416,32 @@ def run_baseline(
     return Answer(name or baseline.name, baseline.kind, answers, baseline.has_units, costs)
 
 
-def run_closed_form(fold: Fold) -> Iterator[Answer]:
+Rows = Iterator[tuple[str, Callable[[], Answer]]]
+"""Names of rows, and how to get them."""
+
+
+def closed_form_rows(fold: Fold) -> Rows:
     """Nulls, oracles, ridges and the linear path: no seed changes them."""
     for kind in (type(one) for one in histology_baselines() if one.name not in TRAINED):
         if kind is RidgeOnHistology:
-            yield run_baseline(
-                fold,
-                lambda scale: RidgeOnHistology(scale=scale),
-                name="ridge without neighbours",
-                neighbours=False,
-            )
-            yield run_baseline(fold, lambda scale: RidgeOnHistology(scale=scale))
-            yield run_baseline(fold, lambda scale: RidgeWithPlace(scale=scale), placed=True)
-            yield run_genar(fold, 0, LINEAR, kind="baseline", train=False, nonlinear=False)[0]
+            name = "ridge without neighbours"
+            yield name, partial(run_baseline, fold, kind, name=name, neighbours=False)
+            yield kind.name, lambda: run_baseline(fold, RidgeOnHistology)
+            yield RidgeWithPlace.name, lambda: run_baseline(fold, RidgeWithPlace, placed=True)
+            yield LINEAR, lambda: run_genar(fold, 0, LINEAR, kind="baseline", train=False, nonlinear=False)[0]
         else:
-            yield run_baseline(fold, lambda scale, kind=kind: kind(scale=scale))
+            yield kind.name, partial(run_baseline, fold, kind)
 
 
-def run_trained(fold: Fold, seed: int) -> Iterator[Answer]:
+def trained_rows(fold: Fold, seed: int) -> Rows:
     """Baselines that are trained."""
     from stgen.baselines import ContrastiveRetrieval, CountClassifier, MLPOnHistology
 
-    yield run_baseline(fold, lambda scale: MLPOnHistology(scale=scale, random_state=seed))
-    yield run_baseline(
-        fold,
-        lambda scale: MLPOnHistology(scale=scale, random_state=seed),
-        name="MLP with place",
-        placed=True,
-        waves=True,
-    )
-    yield run_baseline(fold, lambda _: CountClassifier(random_state=seed))
-    yield run_baseline(fold, lambda scale: ContrastiveRetrieval(scale=scale, random_state=seed))
-    yield run_baseline(
-        fold,
-        lambda scale: ContrastiveRetrieval(scale=scale, random_state=seed),
-        name="contrastive retrieval with place",
-        placed=True,
-        waves=True,
-    )
+    yield CountClassifier.name, lambda: run_baseline(fold, lambda scale: CountClassifier(random_state=seed))
+    for kind in (MLPOnHistology, ContrastiveRetrieval):
+        make, name = partial(kind, random_state=seed), f"{kind.name} with place"
+        yield kind.name, partial(run_baseline, fold, make)
+        yield name, partial(run_baseline, fold, make, name=name, placed=True, waves=True)
 
 
 def run_genar(
@@ -668,11 +663,11 @@ def answers_of(
     if key in closed_form:
         yield from (answer._replace(costs=[]) for answer in closed_form[key])
     else:
-        closed_form[key] = list(run_closed_form(fold))
+        closed_form[key] = [run() for name, run in closed_form_rows(fold) if options.has(name)]
         yield from closed_form[key]
     epochs = options.max_epochs
     if not options.ablations:
-        yield from run_trained(fold, seed)
+        yield from (run() for name, run in trained_rows(fold, seed) if options.has(name))
         if GENST in options.models:
             yield from run_genst(fold, seed, GENST_UNTRAINED, train=False)
             yield from run_genst(fold, seed, max_epochs=epochs)
@@ -811,6 +806,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         "--with-place", action="store_true", help="leave out GenAR without place, the slowest row"
     )
     parser.add_argument("--models", help=f"which of {MODEL} and {GENST} are run, default both")
+    parser.add_argument(
+        "--baselines", help="names of the nulls, baselines and oracles that are run, default all"
+    )
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument(
         "--max-epochs", type=int, help="train GenAR shorter than its default (for trying the script)"
@@ -835,6 +833,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
         changes["datasets"] = tuple(n for n in changes.get("datasets", Options.datasets) if n in TOYS)
     if given.seeds:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
+    if given.baselines:
+        changes["baselines"] = tuple(given.baselines.split(","))
     if given.models:
         changes["models"] = tuple(given.models.split(","))
         if unknown := set(changes["models"]) - {MODEL, GENST}:
