@@ -59,7 +59,7 @@ N_SETS, N_CHECKED = 16, 2
 """Pseudo-datasets, and how many of them are kept to look at: their targets are genes that no other set has."""
 N_STEPS, WARM_UP, LEARNING_RATE, ADAPTED_RATE = 400, 20, 1e-3, 3e-4
 N_PSEUDO, N_TARGETS, N_CELLS, N_ALIKE, N_NEAR = 1500, 64, 3, 30, 40
-KEPT_FOR_CHECK = 0.2
+KEPT_FOR_CHECK, LEAST_KEPT = 0.2, 6
 ARMS = ("views alone", "trained on measured genes", "pretrained", "pretrained, then adapted")
 AS_IT_IS, ALL = "share of validation genes", "all of the residual"
 
@@ -94,8 +94,10 @@ def pseudo_set(model: CausalGeD, cells: np.ndarray, rng: np.random.Generator, *,
     """One set of genes: measured ones as context, some others as targets, not divided by any scale."""
     reference, measured = model._reference(), model._measured()
     spots, x = pseudo_spots(cells, measured, rng)
-    kept = np.random.default_rng(5).random(cells.shape[1]) < KEPT_FOR_CHECK
-    allowed = np.setdiff1d(np.flatnonzero((x.std(axis=0) > 0.02) & (kept == is_check)), measured)
+    others = np.random.default_rng(5).permutation(np.setdiff1d(np.arange(cells.shape[1]), measured))
+    n_kept = max(LEAST_KEPT, round(KEPT_FOR_CHECK * len(others)))
+    others = others[:n_kept] if is_check else others[n_kept:]
+    allowed = others[x[:, others].std(axis=0) > 0.02]
     if len(allowed) < 3:
         raise SystemExit(f"The reference must have genes beside the measured ones; {len(allowed)} vary.")
     wanted = rng.permutation(allowed)[:N_TARGETS]
