@@ -185,33 +185,29 @@ class Results:
     def _paired_genes(self, dataset: str, method: str, other: str) -> list[dict[str, Any]]:
         entries = []
         for scale in ("normalized", "raw"):
+            gaps = {
+                place: own - self._genes[place, other, scale]
+                for (place, name, on), own in self._genes.items()
+                if (place.dataset, name, on) == (dataset, method, scale)
+                and (place, other, scale) in self._genes
+            }
+            if not gaps:
+                continue
+            head = self._head(dataset, method, other, "pearson", scale)
             subsets = SUBSETS if self.subsets.get(dataset) and scale == "normalized" else SUBSETS[:1]
-            for subset in subsets:
-                differences = {}
-                for (place, name, on), own in self._genes.items():
-                    if place.dataset == dataset and name == method and on == scale:
-                        theirs = self._genes.get((place, other, scale))
-                        if theirs is not None:
-                            mask = self._members(dataset, own.index, subset)
-                            differences[place] = (own - theirs)[mask]
-                if differences:
-                    head = self._head(dataset, method, other, "pearson", scale) | {"genes": subset}
-                    entries.append(head | paired_by_gene(differences))
-            if len(subsets) > 1 and differences:
-                head = self._head(dataset, method, other, "pearson", scale) | {"genes": MODULE_LESS_OTHER}
-                entries.append(head | paired_by_unit(self._between_subsets(dataset, method, other, scale)))
+            parts = {
+                subset: {place: gap[self._members(dataset, gap.index, subset)] for place, gap in gaps.items()}
+                for subset in subsets
+            }
+            entries += [head | {"genes": subset} | paired_by_gene(part) for subset, part in parts.items()]
+            if len(parts) > 1:
+                inside, outside = (parts[subset] for subset in SUBSETS[1:])
+                between = {
+                    place: mean(inside[place].to_numpy()) - mean(outside[place].to_numpy()) for place in gaps
+                }
+                between = {place: value for place, value in between.items() if not math.isnan(value)}
+                entries.append(head | {"genes": MODULE_LESS_OTHER} | paired_by_unit(between))
         return entries
-
-    def _between_subsets(self, dataset: str, method: str, other: str, scale: str) -> dict[Place, float]:
-        """How much larger the difference is for genes in modules than for the others."""
-        values = {}
-        for (place, name, on), own in self._genes.items():
-            theirs = self._genes.get((place, other, scale))
-            if place.dataset == dataset and name == method and on == scale and theirs is not None:
-                gap = own - theirs
-                inside, outside = (gap[self._members(dataset, gap.index, part)] for part in SUBSETS[1:])
-                values[place] = mean(inside.to_numpy()) - mean(outside.to_numpy())
-        return {place: value for place, value in values.items() if not math.isnan(value)}
 
     def _paired_values(self, dataset: str, method: str, other: str) -> list[dict[str, Any]]:
         entries = []

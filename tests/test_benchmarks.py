@@ -131,6 +131,16 @@ def test_paired_differences_are_differences_of_rows(ran):
     assert found["section mean"]["difference"] == pytest.approx(value["GenAR"].mean(), abs=1e-5)
 
 
+def test_how_much_more_modules_gain_is_told_beside_both_gains(ran):
+    gain = {
+        entry["genes"]: entry["difference"]
+        for entry in ran.json["paired"]
+        if (entry["method"], entry["against"], entry["metric"], entry["scale"])
+        == ("GenAR", "ridge", "pearson", "normalized")
+    }
+    assert gain["module less other"] == pytest.approx(gain["module"] - gain["other"], abs=1e-5)
+
+
 def test_pictures_are_drawn(ran):
     assert sorted(ran.json["meta"]["pictures"]) == sorted(path.name for path in ran.pictures.iterdir())
     assert len(ran.json["meta"]["pictures"]) == 3
