@@ -55,6 +55,7 @@ def test_a_batch_is_what_indexing_gives(adata, layout, dense_bytes, monkeypatch)
         "xy": torch.float32,
         "counts": torch.float32,
         "unit": torch.int64,
+        "patch": torch.int64,
     }
 
 

@@ -1,4 +1,4 @@
-"""Experts on features that keep their spread: the ridge is then that of the features as they are."""
+"""Experts on features that keep their spread, and on tissue whose patches share errors."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,12 @@ from sklearn.linear_model import Ridge
 
 from stgen.nn._experts import Experts
 from stgen.nn._linear import N_FOLDS, PENALTIES, LinearPath
+from stgen.nn._perceptron import without_patches
 
 N, F, Y = 300, 5, 3
 
 
-def batches(*, seed=0, far=False):
+def batches(*, seed=0, far=False, patch=False):
     """Four sections; features of very different spread, all of them with something to say."""
     generator = torch.Generator().manual_seed(seed)
     scale = torch.tensor([10.0, 3.0, 1.0, 0.3, 0.1])
@@ -25,6 +26,7 @@ def batches(*, seed=0, far=False):
             "xy": 4000 * torch.rand(N // 4, 2, generator=generator) - 2000,
             "targets": targets,
             "fold": torch.full((N // 4,), unit % N_FOLDS),
+            **({"patch": unit * N + torch.arange(N // 4) // 15} if patch else {}),
         })  # fmt: skip
     if far:
         made[0]["features"][0] = 1e6
@@ -97,7 +99,7 @@ def test_saved_experts_answer_the_same(standardise):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         experts, again = make(), make()
-        experts.fit(batches())
+        experts.fit(batches(patch=True))
     again.load_state_dict(experts.state_dict())
     new = batches(seed=2)[0]
     for fold in (None, new["fold"]):
@@ -109,7 +111,7 @@ def test_each_expert_changes_the_answer_of_those_before_it_by_its_share():
     experts = Experts(F, (1, Y - 1))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        experts.fit(batches())
+        experts.fit(batches(patch=True))
     experts.share.copy_(torch.tensor([[0.5, 0.0, 1.0], [0.0, 0.5, 0.5]]))
     new = batches(seed=2)[0]
     inputs = experts.linear.inputs(new["features"], new["xy"])
@@ -159,3 +161,124 @@ def test_place_that_explains_little_is_not_used(monkeypatch):
     assert place_scale() > 0
     monkeypatch.setattr("stgen.nn._linear.PLACE_EXPLAINS", 0.05)
     assert place_scale() == 0
+
+
+# -- errors that a patch shares ------------------------------------------------------------------------------------
+
+
+def patchy(*, n_units=6, n_patches=30, size=12, shared=2.0, seed=0):
+    """Sections in patches: a feature is alike within a patch, and so is what the features do not show."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(F, Y, generator=torch.Generator().manual_seed(7))
+    made = []
+    for unit in range(n_units):
+
+        def alike(width):
+            values = torch.randn(n_patches, 1, width, generator=generator)
+            return values.expand(-1, size, -1).flatten(0, 1)
+
+        n = n_patches * size
+        features = alike(F) + torch.randn(n, F, generator=generator)
+        unseen = shared * alike(Y) + torch.randn(n, Y, generator=generator)
+        made.append({
+            "features": features,
+            "xy": torch.zeros(n, 2),
+            "targets": features @ weight + unseen,
+            "fold": torch.full((n,), unit % N_FOLDS),
+            "patch": unit * n_patches + torch.arange(n) // size,
+        })  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.75, 1.0])
+@pytest.mark.parametrize("batch_size", [7, 360])
+def test_taking_a_share_of_the_patch_out_is_a_ridge_on_rows_less_that_share(share, batch_size, monkeypatch):
+    """Moments against rows; batches cut through patches."""
+    monkeypatch.setattr("stgen.nn._linear.PATCH_SHARES", (share,))
+    monkeypatch.setattr("stgen.nn._linear.PENALTIES", [30.0])
+    made = patchy()
+    path = LinearPath(F, (Y,), use_place=False, standardise=False)
+    whole = {name: joined(made, name) for name in made[0]}
+    path.fit([
+        {name: values[i : i + batch_size] for name, values in whole.items()}
+        for i in range(0, len(whole["fold"]), batch_size)
+    ])  # fmt: skip
+    x, y = whole["features"].double(), whole["targets"].double()
+    less = []
+    for values in (x, y):
+        means = values.unflatten(0, (-1, 12)).mean(1).repeat_interleave(12, 0)
+        less.append((values - share * means).numpy())
+    expected = torch.tensor(Ridge(alpha=30.0).fit(*less).coef_.T, dtype=torch.float32)
+    torch.testing.assert_close(path.weight[-1], expected, rtol=1e-3, atol=1e-3)
+    # level and spread of the answer are those of rows as they are
+    answer = path.answers(path.inputs(whole["features"], whole["xy"]))
+    torch.testing.assert_close(answer.mean(0), whole["targets"].mean(0), rtol=1e-3, atol=1e-3)
+
+
+def test_left_out_sections_choose_the_share():
+    """Errors that patches share are taken out; errors that sections share because they are one tissue are not."""
+
+    def chosen(made):
+        path = LinearPath(F, (Y,), use_place=False)
+        path.fit(made)
+        return float(path.patch_share[0])
+
+    assert chosen(patchy(shared=2.0)) > 0
+    sisters = patchy(shared=0.0)
+    # every section has the same unseen map, and the features tell where in it a spot lies
+    unseen = 2 * torch.randn(30, Y, generator=torch.Generator().manual_seed(3)).repeat_interleave(12, 0)
+    for batch in sisters:
+        batch["targets"] = batch["targets"] + unseen
+        batch["features"] = batch["features"].clone()
+        batch["features"][:, 0] = unseen[:, 0] + torch.randn(360, generator=torch.Generator().manual_seed(4))
+    assert chosen(sisters) == 0
+
+
+def test_without_patches_every_share_is_nought():
+    path = LinearPath(F, (Y,), use_place=False)
+    path.fit([{name: v for name, v in batch.items() if name != "patch"} for batch in patchy()])
+    assert not path.patch_share.any()
+
+
+def test_both_experts_find_more_of_the_truth_where_patches_share_errors(monkeypatch):
+    """On sections that nobody saw, against the same experts charged for every spot alike."""
+    made, new = patchy(shared=4.0), joined(patchy(n_units=3, seed=1), "features")
+    true = new @ torch.randn(F, Y, generator=torch.Generator().manual_seed(7))
+
+    def missed():
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            experts = Experts(F, (Y,), use_place=False, retrieval=False)
+            experts.fit(made)
+        seen = experts.linear.inputs(new, torch.zeros(len(new), 2))
+        answers = experts.linear.answers(seen), experts.perceptrons(seen)
+        return [
+            1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(answer.T, true.T, strict=True)])
+            for answer in answers
+        ]
+
+    with_shares = missed()
+    monkeypatch.setattr("stgen.nn._linear.PATCH_SHARES", (0.0,))
+    monkeypatch.setattr("stgen.nn._experts.LEAST_PATCH_SHARE", 0.0)
+    assert all(less < 0.5 * more for less, more in zip(with_shares, missed(), strict=True))
+
+
+def test_a_share_of_every_patch_is_taken_out():
+    values = torch.randn(2, 6, 3)
+    expected = values.clone()
+    for start, stop in ((0, 1), (1, 4), (4, 6)):
+        expected[:, start:stop] -= 0.75 * values[:, start:stop].mean(1, keepdim=True)
+    torch.testing.assert_close(without_patches(values, [1, 3, 2], 0.75), expected)
+    torch.testing.assert_close(without_patches(values[0], [1, 3, 2], 0.75), expected[0])
+
+
+def test_too_many_rows_leave_whole_patches_out(monkeypatch):
+    monkeypatch.setattr("stgen.nn._experts.MAX_ROWS", 500)
+    seen = {}
+    monkeypatch.setattr(
+        "stgen.nn._perceptron.Perceptrons.fit",
+        lambda self, inputs, targets, fold, sizes, share: seen.update(n=len(inputs), sizes=list(sizes)),
+    )
+    made = patchy()
+    Experts(F, (Y,), use_place=False, retrieval=False).fit(made)
+    assert seen["n"] <= 500 and set(seen["sizes"]) == {12} and sum(seen["sizes"]) == seen["n"]

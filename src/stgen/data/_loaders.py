@@ -24,6 +24,7 @@ from stgen import _keys
 from stgen.nn._network import Batch
 
 from ._fields import CoordinatesField, CountsField, Field, HistologyField, PatientField, SplitField
+from ._patches import patches
 from ._tiles import TilesField
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class SpotTable:
     counts_nG: Tensor | sparse.csr_matrix | None = None
     unit_n: Tensor | None = None
     """What a spot shares errors with, for cross-fitting: patient, section or a random fifth. With targets."""
+    patch_n: Tensor | None = None
+    """Patch of nearby spots of one section and unit that a spot lies in. With targets."""
 
     @classmethod
     def read(
@@ -89,6 +92,10 @@ class SpotTable:
         assert isinstance(counts, CountsField)
         xy, section = place.read(adata)
         keys = name_keys(adata.obs_names)
+        unit = patch = None
+        if targets:
+            unit = torch.from_numpy(_units(adata, by_key, section, keys))
+            patch = torch.from_numpy(patches(xy, section, unit.numpy()))
         return cls(
             key_n=torch.from_numpy(keys),
             # where tiles take the embedding's place, it has no feature
@@ -98,7 +105,8 @@ class SpotTable:
             xy_n2=torch.from_numpy(centred(xy, section)),
             neighbours_nk=_neighbours(xy, section, n_neighbors) if n_neighbors else None,
             counts_nG=_rows_of_counts(counts.read(adata, genes)) if targets else None,
-            unit_n=torch.from_numpy(_units(adata, by_key, section, keys)) if targets else None,
+            unit_n=unit,
+            patch_n=patch,
         )
 
     def __len__(self) -> int:
@@ -115,6 +123,8 @@ class SpotTable:
         }
         if self.unit_n is not None:
             batch["unit"] = self.unit_n.index_select(0, rows)
+        if self.patch_n is not None:
+            batch["patch"] = self.patch_n.index_select(0, rows)
         if self.neighbours_nk is not None:
             near_Bk = self.neighbours_nk.index_select(0, rows)
             batch["neighbours"] = self.histology_nF.index_select(0, near_Bk.flatten()).unflatten(
@@ -137,12 +147,20 @@ class SpotTable:
             neighbours_nk=None if self.neighbours_nk is None else self.neighbours_nk.to(device),
             counts_nG=self.counts_nG.to(device) if isinstance(self.counts_nG, Tensor) else self.counts_nG,
             unit_n=None if self.unit_n is None else self.unit_n.to(device),
+            patch_n=None if self.patch_n is None else self.patch_n.to(device),
         )
 
     @property
     def nbytes(self) -> int:
         """Memory of the tensors."""
-        tensors = (self.histology_nF, self.xy_n2, self.neighbours_nk, self.counts_nG, self.unit_n)
+        tensors = (
+            self.histology_nF,
+            self.xy_n2,
+            self.neighbours_nk,
+            self.counts_nG,
+            self.unit_n,
+            self.patch_n,
+        )
         return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, Tensor))
 
 

@@ -3,7 +3,8 @@
 A ridge (:mod:`._linear`), a perceptron (:mod:`._perceptron`) and a retrieval (:mod:`._retrieval`) answer. How much of
 each a target gets is decided on training spots whose section (patient, where registered) no expert has seen, so what is
 linear in morphology keeps the ridge, what has a threshold in it gets the perceptron, and what sections share as whole
-profiles is looked up. The same left-out answers are what a network trains on: it meets the errors that a new section
+profiles is looked up. Neighbours share errors, so a patch of spots is not taken for as many observations as it has
+spots (:mod:`._linear`). The same left-out answers are what a network trains on: it meets the errors that a new section
 will bring.
 
 B batch, F histology features, Y targets.
@@ -19,11 +20,14 @@ from torch import Tensor, nn
 
 from ._linear import N_FOLDS, LinearPath
 from ._network import Batch
-from ._perceptron import Perceptrons
+from ._perceptron import Perceptrons, without_patches
 from ._retrieval import Retrieval
 
 MAX_ROWS = 100_000
 """Training spots, evenly spread, from which perceptrons and retrieval learn."""
+LEAST_PATCH_SHARE = 0.5
+"""Share of a patch's mean error that perceptrons are not charged and that shares of experts do not see, even where the
+ridge is charged all of it: what is not linear and yet says the same all over a patch is seldom in the histology."""
 PLACE_GAIN = 3.0
 """Waves of place have amplitudes below 1, where histology features have unit spread."""
 
@@ -73,24 +77,36 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``targets``, ``fold``."""
+        """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``targets``, ``fold`` and
+        ``patch``, as :meth:`LinearPath.fit` takes them.
+        """
         self.linear.fit(batches)
         if not self._others():
             return
+        rest = ("targets", "fold", "patch")
         cases = (
-            (self.linear.inputs(batch["features"], batch["xy"]), batch["targets"], batch["fold"])
+            (self.linear.inputs(batch["features"], batch["xy"]), *(batch[name] for name in rest))
             for batch in batches
         )
-        inputs, targets, fold = (torch.cat(part) for part in zip(*cases, strict=True))
-        step = math.ceil(len(inputs) / MAX_ROWS)
-        inputs, targets, fold = inputs[::step], targets[::step], fold[::step]
+        inputs, targets, fold, patch = (torch.cat(part) for part in zip(*cases, strict=True))
+        # patches one after another, whole, and evenly spread where there are too many
+        order = patch.argsort(stable=True)
+        order = order[patch[order] % math.ceil(len(order) / MAX_ROWS) == 0]
+        inputs, targets, fold = inputs[order], targets[order], fold[order]
+        sizes = patch[order].unique_consecutive(return_counts=True)[1].tolist()
+        profile = self.linear.blocks[-1]
+        patch_share = max(LEAST_PATCH_SHARE, float(self.linear.patch_share[-1]))
         answer, seen = self.linear.answers(inputs, fold), self._for_others(inputs)
         left_out = len(fold.unique()) > 1
         for share, expert in zip(self.share, self._others(), strict=True):
-            expert.fit(seen, targets, fold)
+            if isinstance(expert, Perceptrons):
+                expert.fit(seen, targets, fold, sizes, patch_share)
+            else:
+                expert.fit(seen, targets, fold)
             if left_out:
                 change = expert(seen, fold) - answer
-                share.copy_(stacking(targets - answer, change, self.linear.blocks[-1]))
+                error = without_patches(targets - answer, sizes, patch_share)
+                share.copy_(stacking(error, without_patches(change, sizes, patch_share), profile))
                 answer += share * change
 
 

@@ -5,6 +5,11 @@ what is not linear. While it trains it must meet the errors that the path will m
 spot is answered by weights fitted without its section (patient, where registered); new spots by weights fitted on all.
 The same left-out sections choose the penalty and whether place helps at all: across patients it usually does not.
 
+What histology does not show changes slowly across a section, so errors of nearby spots are alike, and a section of
+thousands of spots is a few dozen observations. A share of each patch's mean is therefore taken out of inputs and
+targets before the ridge is solved (generalised least squares with errors shared by a patch). The left-out sections
+choose that share, too: between new patients it is large; sister sections also share what is not seen, and it is 0.
+
 B batch, F histology features, W plane waves, P inputs of the ridge, Y targets, S folds.
 """
 
@@ -25,8 +30,12 @@ PLACE_SCALES = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
 PLACE_EXPLAINS = 0.01
 """Share of the variance of left-out sections that place has to add. With few patients it seems to add a little by chance,
 and what it then says of a new patient is wrong."""
+PATCH_SHARES = (0.0, 0.5, 0.75)
+"""Shares of a patch's mean that are tried."""
 N_PERIODS, N_DIRECTIONS = 6, 8
 N_COMPONENTS = 256
+CHUNK = 4_096
+"""Patches that are made float64 at once."""
 ROUGHNESS = 1.5
 """A wave's prior amplitude falls with this power of its period: long waves first, as in a smooth random field."""
 
@@ -34,9 +43,9 @@ ROUGHNESS = 1.5
 class LinearPath(nn.Module):
     """Targets of a spot, linear in histology and waves of place.
 
-    ``blocks`` are numbers of targets, in order; each block chooses a penalty of its own, the last one the place. The
-    ridge charges all features alike once they are standardised; with ``standardise=False`` features keep their spread,
-    which then says how far each is trusted.
+    ``blocks`` are numbers of targets, in order; each block chooses a penalty and a patch share of its own, the last one
+    the place. The ridge charges all features alike once they are standardised; with ``standardise=False`` features
+    keep their spread, which then says how far each is trusted.
     """
 
     mean: Tensor
@@ -46,6 +55,7 @@ class LinearPath(nn.Module):
     offset: Tensor
     period: Tensor
     place_scale: Tensor
+    patch_share: Tensor
 
     def __init__(
         self, n_features: int, blocks: Sequence[int], *, use_place: bool = True, standardise: bool = True
@@ -63,6 +73,7 @@ class LinearPath(nn.Module):
         self.register_buffer("offset", torch.zeros(N_FOLDS + 1, n_targets))
         self.register_buffer("period", periods(N_PERIODS, 1_000.0, 10_000.0))
         self.register_buffer("place_scale", torch.zeros(()))
+        self.register_buffer("patch_share", torch.zeros(len(self.blocks)))
 
     def standardised(self, histology: Tensor) -> Tensor:
         """Histology (B, F) with the training spots' mean and, unless it is to stay, spread taken out."""
@@ -100,9 +111,13 @@ class LinearPath(nn.Module):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``targets``, ``fold``."""
-        self._scale(batches)
+        """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``targets``, ``fold``.
+
+        With ``patch`` (B,), numbers of patches that lie in one fold each, errors may be shared by patches.
+        """
+        n_patches = self._scale(batches)
         moments = [_Moments() for _ in range(N_FOLDS)]
+        patches = _PatchSums(n_patches, len(self.mean) + self.n_waves, self.offset.shape[1], self.mean)
         for batch in batches:
             inputs = self.standardised(batch["features"])
             if self.use_place:
@@ -111,6 +126,11 @@ class LinearPath(nn.Module):
             for f in batch["fold"].unique().tolist():
                 rows = batch["fold"] == f
                 moments[f].add(inputs[rows].double(), targets[rows].double())
+            if n_patches:
+                patches.add(batch["patch"], batch["fold"], inputs, targets)
+        for f, moment in enumerate(moments):
+            if moment.n:
+                moment.between_xx, moment.between_xy = patches.between(f)
         moments_all = _Moments.total([m for m in moments if m.n])
         n_features = len(self.mean)
         if n_features > self.rotation.shape[1]:
@@ -119,47 +139,56 @@ class LinearPath(nn.Module):
         basis = torch.block_diag(
             self.rotation.double(), torch.eye(self.n_waves, dtype=torch.float64, device=self.mean.device)
         )
-        self._solve([m.rotated(basis) if m.n else m for m in moments])
+        shares = PATCH_SHARES if n_patches else (0.0,)
+        self._solve([m.rotated(basis) if m.n else m for m in moments], shares)
 
-    def _scale(self, batches: Iterable[Batch]) -> None:
-        n, extent = 0, 0.0
+    def _scale(self, batches: Iterable[Batch]) -> int:
+        """Mean, spread and extent of training spots; answers the number of patches, 0 if there are none."""
+        n, extent, n_patches = 0, 0.0, 0
         first = second = torch.zeros(len(self.mean), dtype=torch.float64, device=self.mean.device)
         for batch in batches:
             x = batch["features"].double()
             n, first, second = n + len(x), first + x.sum(0), second + x.square().sum(0)
             extent = max(extent, float(batch["xy"].abs().max()))
+            if "patch" in batch:
+                n_patches = max(n_patches, int(batch["patch"].max()) + 1)
         mean = first / n
         self.mean.copy_(mean)
         variance = (second / n - mean.square()).clamp(min=0)
         self.sd.copy_(torch.where(variance > 1e-10, variance.sqrt(), 1.0))
         longest = max(4 * extent, 1.0)
         self.period.copy_(periods(N_PERIODS, longest / 10, longest))
+        return n_patches
 
-    def _solve(self, folds: list[_Moments]) -> None:
+    def _solve(self, folds: list[_Moments], shares: Sequence[float]) -> None:
         used = [f for f, m in enumerate(folds) if m.n]
         everything = _Moments.total([folds[f] for f in used])
-        # variance left unexplained in sections left out: of each block, by scale of place and penalty
-        left: dict[float, dict[float, list[float]]] = {}
+        # variance left unexplained in sections left out, by scale of place: of each block, by patch share and penalty
+        left: dict[float, dict[tuple[float, float], list[float]]] = {}
         for scale in PLACE_SCALES if self.use_place else (0.0,):
-            error = {penalty: torch.zeros_like(everything.sum_y) for penalty in PENALTIES}
+            error = {(s, p): torch.zeros_like(everything.sum_y) for s in shares for p in PENALTIES}
             for f in used:
                 rest = everything.minus(folds[f]) if len(used) > 1 else everything
-                for penalty, (weight, offset) in rest.ridges(self._column_scale(scale), PENALTIES).items():
-                    error[penalty] += folds[f].squared_error(weight, offset)
-            share = {penalty: e / everything.spread_y().clamp(min=1e-9) for penalty, e in error.items()}
-            left[scale] = {p: [float(e[block].mean()) for block in self.blocks] for p, e in share.items()}
+                for share in shares:
+                    found = rest.ridges(self._column_scale(scale), PENALTIES, share)
+                    for penalty, (weight, offset) in found.items():
+                        error[share, penalty] += folds[f].squared_error(weight, offset)
+            relative = {how: e / everything.spread_y().clamp(min=1e-9) for how, e in error.items()}
+            left[scale] = {
+                how: [float(e[block].mean()) for block in self.blocks] for how, e in relative.items()
+            }
         least = {scale: min(blocks[-1] for blocks in by.values()) for scale, by in left.items()}
         place = min(least, key=lambda scale: least[scale])
         if least[0.0] - least[place] < PLACE_EXPLAINS:
             place = 0.0
         self.place_scale.fill_(place)
-        columns = self._column_scale(place)
-        penalties = [min(PENALTIES, key=lambda p: left[place][p][b]) for b in range(len(self.blocks))]
+        best = [min(left[place], key=lambda how: left[place][how][b]) for b in range(len(self.blocks))]
+        self.patch_share.copy_(torch.tensor([share for share, _ in best]))
         for f in range(N_FOLDS + 1):
             held_out = f < N_FOLDS and f in used and len(used) > 1
-            fit = (everything.minus(folds[f]) if held_out else everything).ridges(columns, set(penalties))
-            for block, penalty in zip(self.blocks, penalties, strict=True):
-                weight, offset = fit[penalty]
+            rows = everything.minus(folds[f]) if held_out else everything
+            for block, (share, penalty) in zip(self.blocks, best, strict=True):
+                weight, offset = rows.ridges(self._column_scale(place), [penalty], share)[penalty]
                 self.weight[f][:, block] = weight[:, block].to(self.weight.dtype)
                 self.offset[f][block] = offset[block]
 
@@ -169,8 +198,41 @@ class LinearPath(nn.Module):
         return columns
 
 
+class _PatchSums:
+    """Sums of inputs and targets over every patch."""
+
+    def __init__(self, n_patches: int, n_inputs: int, n_targets: int, like: Tensor) -> None:
+        self.n_inputs = n_inputs
+        self.sums = like.new_zeros(n_patches, n_inputs + n_targets)
+        self.n_spots, self.fold = like.new_zeros(n_patches), like.new_zeros(n_patches, dtype=torch.long)
+
+    def add(self, patch: Tensor, fold: Tensor, x: Tensor, y: Tensor) -> None:
+        self.sums.index_add_(0, patch, torch.cat([x, y], dim=1).to(self.sums))
+        self.n_spots.index_add_(0, patch, torch.ones_like(patch, dtype=self.n_spots.dtype))
+        self.fold[patch] = fold
+
+    def between(self, fold: int) -> tuple[Tensor, Tensor]:
+        """Σ over the patches of a fold of spots × mean mean': inputs with inputs, inputs with targets."""
+        rows = ((self.fold == fold) & (self.n_spots > 0)).nonzero()[:, 0]
+        both = self.sums.new_zeros(self.n_inputs, self.sums.shape[1], dtype=torch.float64)
+        for part in rows.split(CHUNK):
+            sums = self.sums[part].double() / self.n_spots[part, None].sqrt()
+            both += sums[:, : self.n_inputs].T @ sums
+        xx, xy = both.tensor_split([self.n_inputs], dim=1)
+        return xx, xy
+
+
 class _Moments:
     """Sums of inputs and targets from which ridges and their errors follow without the rows."""
+
+    sum_x: Tensor
+    sum_y: Tensor
+    xx: Tensor
+    xy: Tensor
+    yy: Tensor
+    between_xx: Tensor
+    """Σ over patches of spots × mean mean', inputs with inputs; with targets: ``between_xy``."""
+    between_xy: Tensor
 
     def __init__(self) -> None:
         self.n = 0
@@ -178,18 +240,19 @@ class _Moments:
     def add(self, x: Tensor, y: Tensor) -> None:
         parts: tuple[Tensor, ...] = (x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
         if self.n:
-            parts = tuple(a + b for a, b in zip(self._parts(), parts, strict=True))
+            so_far = self.sum_x, self.sum_y, self.xx, self.xy, self.yy
+            parts = tuple(a + b for a, b in zip(so_far, parts, strict=True))
         self.n += len(x)
         self.sum_x, self.sum_y, self.xx, self.xy, self.yy = parts
 
     def _parts(self) -> tuple[Tensor, ...]:
-        return self.sum_x, self.sum_y, self.xx, self.xy, self.yy
+        return self.sum_x, self.sum_y, self.xx, self.xy, self.yy, self.between_xx, self.between_xy
 
     @classmethod
     def _of(cls, n: int, parts: Iterable[Tensor]) -> _Moments:
         made = cls()
         made.n = n
-        made.sum_x, made.sum_y, made.xx, made.xy, made.yy = parts
+        made.sum_x, made.sum_y, made.xx, made.xy, made.yy, made.between_xx, made.between_xy = parts
         return made
 
     @classmethod
@@ -201,21 +264,30 @@ class _Moments:
         return self._of(self.n - other.n, (a - b for a, b in zip(self._parts(), other._parts(), strict=True)))
 
     def rotated(self, basis: Tensor) -> _Moments:
-        return self._of(
-            self.n, (self.sum_x @ basis, self.sum_y, basis.T @ self.xx @ basis, basis.T @ self.xy, self.yy)
-        )
+        xx, between_xx = (basis.T @ square @ basis for square in (self.xx, self.between_xx))
+        xy, between_xy = (basis.T @ product for product in (self.xy, self.between_xy))
+        return self._of(self.n, (self.sum_x @ basis, self.sum_y, xx, xy, self.yy, between_xx, between_xy))
 
-    def covariance(self) -> tuple[Tensor, Tensor]:
-        """Centred sums of squares: inputs with inputs, inputs with targets."""
-        mean_x = self.sum_x / self.n
-        return self.xx - self.n * torch.outer(mean_x, mean_x), self.xy - torch.outer(mean_x, self.sum_y)
+    def covariance(self, share: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Centred sums of squares, inputs with inputs and inputs with targets, of rows less ``share`` of their patch's
+        mean.
+        """
+        # of Σ (x − s m)(y − s m')' over a patch, 2s − s² of its between part are gone
+        taken = share * (2 - share)
+        kept = (1 - share) ** 2 * self.sum_x / self.n
+        return (
+            self.xx - taken * self.between_xx - torch.outer(kept, self.sum_x),
+            self.xy - taken * self.between_xy - torch.outer(kept, self.sum_y),
+        )
 
     def spread_y(self) -> Tensor:
         return self.yy - self.sum_y.square() / self.n
 
-    def ridges(self, columns: Tensor, penalties: Iterable[float]) -> dict[float, tuple[Tensor, Tensor]]:
+    def ridges(
+        self, columns: Tensor, penalties: Iterable[float], share: float
+    ) -> dict[float, tuple[Tensor, Tensor]]:
         """Weights and offsets for each penalty, which is charged on the inputs times ``columns``."""
-        xx, xy = self.covariance()
+        xx, xy = self.covariance(share)
         values, vectors = torch.linalg.eigh(xx * columns[:, None] * columns)
         projected = vectors.T @ (xy * columns[:, None])
         result = {}

@@ -2,7 +2,8 @@
 
 Every fold's perceptron lives in the same tensors and sees the same batches; a spot simply has no weight in the loss of
 the perceptron that must not see it. Heavy dropout and few epochs, because spots are few; the number of steps does not
-grow with the data beyond ``MAX_STEPS``.
+grow with the data beyond ``MAX_STEPS``. As in the ridge, a share of the mean error of a patch is not charged: it is what
+histology does not show, and a perceptron would find some bend of the features that fits it. Whole patches make a batch.
 
 B batch, P inputs, H hidden units, Y targets, S folds (the last of S+1 networks is fitted on all).
 """
@@ -10,12 +11,13 @@ B batch, P inputs, H hidden units, Y targets, S folds (the last of S+1 networks 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-HIDDEN, EPOCHS, BATCH, MAX_STEPS = 64, 15, 64, 2_000
+HIDDEN, EPOCHS, BATCH, MAX_STEPS = 256, 15, 64, 2_000
 INPUT_DROPOUT, DROPOUT, LEARNING_RATE, WEIGHT_DECAY = 0.2, 0.5, 2e-3, 0.1
 
 
@@ -52,8 +54,13 @@ class Perceptrons(nn.Module):
         hidden = F.gelu(inputs @ self.first[which] + self.first_bias[which])
         return (hidden @ self.second[which] + self.second_bias[which]) * self.sd[which] + self.mean[which]
 
-    def fit(self, inputs: Tensor, targets: Tensor, fold: Tensor) -> None:
-        """Fit all perceptrons on training rows."""
+    def fit(
+        self, inputs: Tensor, targets: Tensor, fold: Tensor, sizes: Sequence[int], patch_share: float
+    ) -> None:
+        """Fit all perceptrons on training rows: patches of these sizes, one after another.
+
+        ``patch_share`` of a patch's mean error is not charged.
+        """
         sees = may_see(len(self.first), fold)
         mean, variance = moments(sees, targets)
         self.mean.copy_(mean)
@@ -63,7 +70,9 @@ class Perceptrons(nn.Module):
         nn.init.zeros_(self.second)
         nn.init.zeros_(self.second_bias)
         weights = [getattr(self, name) for name in ("first", "first_bias", "second", "second_bias")]
-        n_steps = min(MAX_STEPS, EPOCHS * math.ceil(len(inputs) / BATCH))
+        by_patch = torch.arange(len(inputs), device=inputs.device).split(list(sizes))
+        n_batches = min(math.ceil(len(inputs) / BATCH), len(by_patch))
+        n_steps = min(MAX_STEPS, EPOCHS * n_batches)
         with torch.enable_grad():
             for weight in weights:
                 weight.requires_grad_(True)
@@ -71,15 +80,13 @@ class Perceptrons(nn.Module):
             order: list[Tensor] = []
             for step in range(n_steps):
                 if not order:
-                    order = list(
-                        torch.randperm(len(inputs), device=inputs.device).tensor_split(
-                            math.ceil(len(inputs) / BATCH)
-                        )
-                    )
-                rows = order.pop()
+                    order = list(torch.randperm(len(by_patch)).tensor_split(n_batches))
+                chosen = [by_patch[i] for i in order.pop().tolist()]
+                rows = torch.cat(chosen)
                 for group in optimizer.param_groups:
                     group["lr"] = LEARNING_RATE * _rate(step / n_steps)
-                error = (self._noisy(inputs[rows]) - (targets[rows] - self.mean) / self.sd).square().mean(-1)
+                error = self._noisy(inputs[rows]) - (targets[rows] - self.mean) / self.sd
+                error = without_patches(error, [len(part) for part in chosen], patch_share).square().mean(-1)
                 optimizer.zero_grad()
                 (error * sees[:, rows]).mean(1).sum().backward()
                 optimizer.step()
@@ -90,6 +97,14 @@ class Perceptrons(nn.Module):
         seen = F.dropout(inputs, INPUT_DROPOUT)
         hidden = F.dropout(F.gelu(seen @ self.first + self.first_bias), DROPOUT)
         return hidden @ self.second + self.second_bias
+
+
+def without_patches(values: Tensor, sizes: Sequence[int], share: float) -> Tensor:
+    """``values`` (…, B, Y), patches of these sizes one after another, less ``share`` of each patch's mean."""
+    size = torch.tensor(sizes, device=values.device)
+    patch = torch.arange(len(size), device=values.device).repeat_interleave(size)
+    sums = values.new_zeros(*values.shape[:-2], len(size), values.shape[-1]).index_add(-2, patch, values)
+    return values - (share * sums / size[:, None]).index_select(-2, patch)
 
 
 def may_see(n: int, fold: Tensor) -> Tensor:

@@ -29,7 +29,9 @@ def tissue(n_units=4, *, seed=0):
         rate = 20 * torch.exp(0.8 * (signal - signal.mean(0)))
         counts = torch.poisson(rate, generator=generator)
         xy = 1000 * torch.rand(N, 2, generator=generator)
-        batches.append({"features": x, "xy": xy, "counts": counts, "fold": torch.full((N,), unit % N_FOLDS)})
+        fold = torch.full((N,), unit % N_FOLDS)
+        patch = unit * N + torch.arange(N) // 10
+        batches.append({"features": x, "xy": xy, "counts": counts, "fold": fold, "patch": patch})
     return batches
 
 
@@ -81,7 +83,7 @@ def test_held_out_answers_never_depend_on_the_counts_of_their_section():
     for y in (targets, poisoned):
         perceptrons = Perceptrons(F, G, N_FOLDS)
         torch.manual_seed(3)
-        perceptrons.fit(inputs, y, fold)
+        perceptrons.fit(inputs, y, fold, [10] * (len(y) // 10), 0.5)
         answers.append(perceptrons(inputs[fold == 2], fold[fold == 2]))
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
     assert (

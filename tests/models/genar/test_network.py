@@ -32,6 +32,7 @@ def make_batch(n=B, *, seed=0, n_genes=G):
         "xy": 4000 * torch.rand(n, 2, generator=generator) - 2000,
         "counts": torch.poisson((1.0 + factor).exp(), generator=generator),
         "unit": torch.arange(n) % 3,
+        "patch": torch.arange(n) % 3 + 3 * (torch.arange(n) // 30),
         "key": torch.arange(n) * 7919 + 1000 * seed,
     }
 
@@ -130,7 +131,7 @@ def test_counts_that_only_change_inside_groups_change_only_finer_scales(net, bat
 
 
 def test_a_prediction_reads_no_counts(net, batch):
-    blind = {name: value for name, value in batch.items() if name not in ("counts", "unit")}
+    blind = {name: value for name, value in batch.items() if name not in ("counts", "unit", "patch")}
     here, there = (next(iter(net.generate(b))) for b in (batch, blind))
     close(here.probability, there.probability, rtol=0, atol=0)
 

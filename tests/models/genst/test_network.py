@@ -43,6 +43,7 @@ def make_batch(n=B, *, seed=0):
         "xy": 4000 * torch.rand(n, 2, generator=generator) - 2000,
         "counts": torch.poisson((1.5 + factor).exp(), generator=generator),
         "unit": torch.arange(n) % 3,
+        "patch": torch.arange(n) % 3 + 3 * (torch.arange(n) // 30),
         "key": torch.arange(n) * 7919 + 1000 * seed,
     }
 
@@ -326,7 +327,7 @@ def test_a_prediction_does_not_depend_on_its_batch_or_its_place_in_it(net, batch
 
 
 def test_a_prediction_reads_no_counts(net, batch):
-    blind = {name: value for name, value in batch.items() if name not in ("counts", "unit")}
+    blind = {name: value for name, value in batch.items() if name not in ("counts", "unit", "patch")}
     here, there = (next(iter(net.generate(b))) for b in (batch, blind))
     for p, q in zip(here.probability, there.probability, strict=True):
         assert torch.equal(p, q)

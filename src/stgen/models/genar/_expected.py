@@ -35,7 +35,9 @@ class ExpectedCounts(Experts):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
-        """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``counts``, ``fold``."""
+        """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``counts``, ``fold``
+        and ``patch``.
+        """
         total = torch.cat([batch["counts"].sum(-1) for batch in batches])
         self.target_total.copy_(total.median().clamp(min=1.0))
         super().fit(_WithTargets(batches, self.target_total))

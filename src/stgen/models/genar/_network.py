@@ -236,6 +236,7 @@ class GenARNetwork(Network):
             "xy": batch["xy"],
             "counts": batch["counts"],
             "fold": self._fold(batch),
+            "patch": batch["patch"],
         }
 
     def _fold(self, batch: Batch) -> Tensor:

@@ -141,6 +141,7 @@ class GenSTNetwork(Network):
             "xy": batch["xy"],
             "targets": torch.cat([_log_total(batch), self._expression(batch)], dim=-1),
             "fold": batch["unit"] % N_FOLDS,
+            "patch": batch["patch"],
         }
 
     # -- inputs ----------------------------------------------------------------------------------------------------
