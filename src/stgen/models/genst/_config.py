@@ -39,7 +39,7 @@ class GenSTConfig:
     """λ2, weight of the cross-entropy of the true codes."""
     align_spots: float = 0.1
     """λ3, weight of telling spots of a batch apart (InfoNCE)."""
-    shift_penalty: float = 5.0
+    shift_penalty: float = 50.0
     """Weight of the squared shift by which the translator's network moves a token from where the experts expect it."""
     alone: float = 0.3
     """Share of the epochs in which each autoencoder trains alone, before both are aligned."""
