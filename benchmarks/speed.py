@@ -181,6 +181,7 @@ def make_batch(n: int, device: str, seed: int = 0) -> Batch:
         "xy": 6000 * torch.rand(n, 2, generator=generator) - 3000,
         "counts": torch.poisson(level.exp(), generator=generator),
         "unit": torch.arange(n) % 4,
+        "patch": torch.arange(n) % 4 + 4 * (torch.arange(n) // 80),
         "key": torch.arange(n),
     }
     return {name: value.to(device) for name, value in batch.items()}

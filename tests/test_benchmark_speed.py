@@ -1,0 +1,28 @@
+"""The benchmark of GenAR's step: it builds a network on its own spots, and its two forms are one network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from stgen.models.genar._config import GenARConfig
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        import speed
+
+        yield speed
+
+
+def test_both_forms_of_a_step_give_one_loss_and_one_gradient(benchmark: ModuleType) -> None:
+    net = benchmark.make_network(GenARConfig(width=16, n_layers=2, n_heads=2), "cpu")
+    apart = benchmark.check_equal(net, benchmark.make_batch(4, "cpu"), "cpu", "fp32")
+    assert apart["loss"] < 1e-5 and apart["gradient"] < 1e-4
