@@ -90,10 +90,11 @@ class Experts(nn.Module):
         )
         inputs, targets, fold, patch = (torch.cat(part) for part in zip(*cases, strict=True))
         # patches one after another, whole, and evenly spread where there are too many
-        order = patch.argsort(stable=True)
-        order = order[patch[order] % math.ceil(len(order) / MAX_ROWS) == 0]
+        patch, order = patch.sort(stable=True)
+        _, rank, size = patch.unique_consecutive(return_inverse=True, return_counts=True)
+        step = math.ceil(len(patch) / MAX_ROWS)
+        order, sizes = order[rank % step == 0], size[::step].tolist()
         inputs, targets, fold = inputs[order], targets[order], fold[order]
-        sizes = patch[order].unique_consecutive(return_counts=True)[1].tolist()
         profile = self.linear.blocks[-1]
         patch_share = max(LEAST_PATCH_SHARE, float(self.linear.patch_share[-1]))
         answer, seen = self.linear.answers(inputs, fold), self._for_others(inputs)

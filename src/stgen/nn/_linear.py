@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from ._moments import Moments, PatchSums
 from ._network import Batch
 from ._positions import periods, plane_waves
 
@@ -34,8 +35,6 @@ PATCH_SHARES = (0.0, 0.5, 0.75)
 """Shares of a patch's mean that are tried."""
 N_PERIODS, N_DIRECTIONS = 6, 8
 N_COMPONENTS = 256
-CHUNK = 4_096
-"""Patches that are made float64 at once."""
 ROUGHNESS = 1.5
 """A wave's prior amplitude falls with this power of its period: long waves first, as in a smooth random field."""
 
@@ -116,8 +115,8 @@ class LinearPath(nn.Module):
         With ``patch`` (B,), numbers of patches that lie in one fold each, errors may be shared by patches.
         """
         n_patches = self._scale(batches)
-        moments = [_Moments() for _ in range(N_FOLDS)]
-        patches = _PatchSums(n_patches, len(self.mean) + self.n_waves, self.offset.shape[1], self.mean)
+        moments = [Moments() for _ in range(N_FOLDS)]
+        patches = PatchSums(n_patches, len(self.mean) + self.n_waves, self.offset.shape[1], self.mean)
         for batch in batches:
             inputs = self.standardised(batch["features"])
             if self.use_place:
@@ -131,7 +130,7 @@ class LinearPath(nn.Module):
         for f, moment in enumerate(moments):
             if moment.n:
                 moment.between_xx, moment.between_xy = patches.between(f)
-        moments_all = _Moments.total([m for m in moments if m.n])
+        moments_all = Moments.total([m for m in moments if m.n])
         n_features = len(self.mean)
         if n_features > self.rotation.shape[1]:
             top = torch.linalg.eigh(moments_all.covariance()[0][:n_features, :n_features])[1].flip(-1)
@@ -160,18 +159,18 @@ class LinearPath(nn.Module):
         self.period.copy_(periods(N_PERIODS, longest / 10, longest))
         return n_patches
 
-    def _solve(self, folds: list[_Moments], shares: Sequence[float]) -> None:
+    def _solve(self, folds: list[Moments], shares: Sequence[float]) -> None:
         used = [f for f, m in enumerate(folds) if m.n]
-        everything = _Moments.total([folds[f] for f in used])
+        everything = Moments.total([folds[f] for f in used])
         # variance left unexplained in sections left out, by scale of place: of each block, by patch share and penalty
         left: dict[float, dict[tuple[float, float], list[float]]] = {}
         for scale in PLACE_SCALES if self.use_place else (0.0,):
+            columns = self._column_scale(scale)
             error = {(s, p): torch.zeros_like(everything.sum_y) for s in shares for p in PENALTIES}
             for f in used:
                 rest = everything.minus(folds[f]) if len(used) > 1 else everything
                 for share in shares:
-                    found = rest.ridges(self._column_scale(scale), PENALTIES, share)
-                    for penalty, (weight, offset) in found.items():
+                    for penalty, (weight, offset) in rest.ridges(columns, PENALTIES, share).items():
                         error[share, penalty] += folds[f].squared_error(weight, offset)
             relative = {how: e / everything.spread_y().clamp(min=1e-9) for how, e in error.items()}
             left[scale] = {
@@ -184,11 +183,15 @@ class LinearPath(nn.Module):
         self.place_scale.fill_(place)
         best = [min(left[place], key=lambda how: left[place][how][b]) for b in range(len(self.blocks))]
         self.patch_share.copy_(torch.tensor([share for share, _ in best]))
+        columns = self._column_scale(place)
         for f in range(N_FOLDS + 1):
             held_out = f < N_FOLDS and f in used and len(used) > 1
             rows = everything.minus(folds[f]) if held_out else everything
+            fits = {
+                share: rows.ridges(columns, {p for s, p in best if s == share}, share) for share, _ in best
+            }
             for block, (share, penalty) in zip(self.blocks, best, strict=True):
-                weight, offset = rows.ridges(self._column_scale(place), [penalty], share)[penalty]
+                weight, offset = fits[share][penalty]
                 self.weight[f][:, block] = weight[:, block].to(self.weight.dtype)
                 self.offset[f][block] = offset[block]
 
@@ -196,112 +199,3 @@ class LinearPath(nn.Module):
         columns = torch.ones(self.weight.shape[1], dtype=torch.float64, device=self.mean.device)
         columns[self.rotation.shape[1] :] = place_scale
         return columns
-
-
-class _PatchSums:
-    """Sums of inputs and targets over every patch."""
-
-    def __init__(self, n_patches: int, n_inputs: int, n_targets: int, like: Tensor) -> None:
-        self.n_inputs = n_inputs
-        self.sums = like.new_zeros(n_patches, n_inputs + n_targets)
-        self.n_spots, self.fold = like.new_zeros(n_patches), like.new_zeros(n_patches, dtype=torch.long)
-
-    def add(self, patch: Tensor, fold: Tensor, x: Tensor, y: Tensor) -> None:
-        self.sums.index_add_(0, patch, torch.cat([x, y], dim=1).to(self.sums))
-        self.n_spots.index_add_(0, patch, torch.ones_like(patch, dtype=self.n_spots.dtype))
-        self.fold[patch] = fold
-
-    def between(self, fold: int) -> tuple[Tensor, Tensor]:
-        """Σ over the patches of a fold of spots × mean mean': inputs with inputs, inputs with targets."""
-        rows = ((self.fold == fold) & (self.n_spots > 0)).nonzero()[:, 0]
-        both = self.sums.new_zeros(self.n_inputs, self.sums.shape[1], dtype=torch.float64)
-        for part in rows.split(CHUNK):
-            sums = self.sums[part].double() / self.n_spots[part, None].sqrt()
-            both += sums[:, : self.n_inputs].T @ sums
-        xx, xy = both.tensor_split([self.n_inputs], dim=1)
-        return xx, xy
-
-
-class _Moments:
-    """Sums of inputs and targets from which ridges and their errors follow without the rows."""
-
-    sum_x: Tensor
-    sum_y: Tensor
-    xx: Tensor
-    xy: Tensor
-    yy: Tensor
-    between_xx: Tensor
-    """Σ over patches of spots × mean mean', inputs with inputs; with targets: ``between_xy``."""
-    between_xy: Tensor
-
-    def __init__(self) -> None:
-        self.n = 0
-
-    def add(self, x: Tensor, y: Tensor) -> None:
-        parts: tuple[Tensor, ...] = (x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
-        if self.n:
-            so_far = self.sum_x, self.sum_y, self.xx, self.xy, self.yy
-            parts = tuple(a + b for a, b in zip(so_far, parts, strict=True))
-        self.n += len(x)
-        self.sum_x, self.sum_y, self.xx, self.xy, self.yy = parts
-
-    def _parts(self) -> tuple[Tensor, ...]:
-        return self.sum_x, self.sum_y, self.xx, self.xy, self.yy, self.between_xx, self.between_xy
-
-    @classmethod
-    def _of(cls, n: int, parts: Iterable[Tensor]) -> _Moments:
-        made = cls()
-        made.n = n
-        made.sum_x, made.sum_y, made.xx, made.xy, made.yy, made.between_xx, made.between_xy = parts
-        return made
-
-    @classmethod
-    def total(cls, moments: list[_Moments]) -> _Moments:
-        parts = (torch.stack(part).sum(0) for part in zip(*(m._parts() for m in moments), strict=True))
-        return cls._of(sum(m.n for m in moments), parts)
-
-    def minus(self, other: _Moments) -> _Moments:
-        return self._of(self.n - other.n, (a - b for a, b in zip(self._parts(), other._parts(), strict=True)))
-
-    def rotated(self, basis: Tensor) -> _Moments:
-        xx, between_xx = (basis.T @ square @ basis for square in (self.xx, self.between_xx))
-        xy, between_xy = (basis.T @ product for product in (self.xy, self.between_xy))
-        return self._of(self.n, (self.sum_x @ basis, self.sum_y, xx, xy, self.yy, between_xx, between_xy))
-
-    def covariance(self, share: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Centred sums of squares, inputs with inputs and inputs with targets, of rows less ``share`` of their patch's
-        mean.
-        """
-        # of Σ (x − s m)(y − s m')' over a patch, 2s − s² of its between part are gone
-        taken = share * (2 - share)
-        kept = (1 - share) ** 2 * self.sum_x / self.n
-        return (
-            self.xx - taken * self.between_xx - torch.outer(kept, self.sum_x),
-            self.xy - taken * self.between_xy - torch.outer(kept, self.sum_y),
-        )
-
-    def spread_y(self) -> Tensor:
-        return self.yy - self.sum_y.square() / self.n
-
-    def ridges(
-        self, columns: Tensor, penalties: Iterable[float], share: float
-    ) -> dict[float, tuple[Tensor, Tensor]]:
-        """Weights and offsets for each penalty, which is charged on the inputs times ``columns``."""
-        xx, xy = self.covariance(share)
-        values, vectors = torch.linalg.eigh(xx * columns[:, None] * columns)
-        projected = vectors.T @ (xy * columns[:, None])
-        result = {}
-        for penalty in penalties:
-            scaled = vectors @ (projected / (values.clamp(min=0) + penalty)[:, None])
-            weight = scaled * columns[:, None]
-            result[penalty] = weight, (self.sum_y - self.sum_x @ weight) / self.n
-        return result
-
-    def squared_error(self, weight: Tensor, offset: Tensor) -> Tensor:
-        """Σ (y − x w − b)² of each target."""
-        fitted = (
-            (weight * (self.xx @ weight)).sum(0)
-            + 2 * (self.sum_x @ weight) * offset
-            + self.n * offset.square()
-        )
-        return self.yy - 2 * ((weight * self.xy).sum(0) + offset * self.sum_y) + fitted
