@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -26,6 +29,14 @@ def data_dir() -> Path:
     if not os.environ.get("STGEN_DATA"):
         pytest.skip(_NO_DATA)
     return Path(os.environ["STGEN_DATA"])
+
+
+@pytest.fixture(scope="module")
+def benchmark(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """The script of the folder `benchmarks` that a test file names in ``BENCHMARK``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+        yield importlib.import_module(request.module.BENCHMARK)
 
 
 @pytest.fixture(autouse=True)

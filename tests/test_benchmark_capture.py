@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -13,18 +12,9 @@ import pytest
 
 from stgen import _keys
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+BENCHMARK = "capture"
 ROW = ["dataset", "section", "fold", "method", "kind", "metric", "scale", "seed", "value"]
 SMALL = {"n_patients": 4, "n_sections": 4, "n_spots": 80, "n_genes": 30}
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        import capture
-
-        yield capture
 
 
 def test_what_morphology_shows_is_the_planted_share_of_the_log_rate(benchmark: ModuleType) -> None:

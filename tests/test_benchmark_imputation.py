@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,6 +19,7 @@ import stgen.models
 from stgen import metrics
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
+BENCHMARK = "imputation"
 ROW = ["dataset", "section", "fold", "method", "kind", "metric", "scale", "seed", "value"]
 METRICS = {"pearson", "spearman", "ssim", "js", "rmse"}
 BASELINES = {
@@ -29,15 +29,6 @@ BASELINES = {
     "gene-wise kernel ridge",
     "mean of three",
 }
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        import imputation
-
-        yield imputation
 
 
 def write_pair(folder: Path, *, seed: int, volumes: bool = False, cell_type: bool = True) -> None:

@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pandas as pd
-import pytest
 
 from stgen import _keys
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+BENCHMARK = "perturbation"
 ROW = ["dataset", "section", "fold", "method", "kind", "metric", "scale", "seed", "value"]
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        import perturbation
-
-        yield perturbation
 
 
 def test_scores_count_what_they_say(benchmark: ModuleType) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -11,16 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        import pretraining
-
-        yield pretraining
+BENCHMARK = "pretraining"
 
 
 def test_pseudo_spots_are_normalised_by_measured_genes_and_alike_ones_lie_together(

@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
-
-import pytest
 
 from stgen.models.genar._config import GenARConfig
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        import speed
-
-        yield speed
+BENCHMARK = "speed"
 
 
 def test_both_forms_of_a_step_give_one_loss_and_one_gradient(benchmark: ModuleType) -> None:

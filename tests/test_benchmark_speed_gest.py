@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -12,16 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        import speed_gest
-
-        yield speed_gest
+BENCHMARK = "speed_gest"
 
 
 @pytest.fixture(scope="module")

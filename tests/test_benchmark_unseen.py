@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -19,18 +18,9 @@ from scipy import sparse
 import stgen.models
 from stgen import _keys, metrics
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+BENCHMARK = "unseen_region"
 ROW = ["dataset", "section", "fold", "method", "kind", "metric", "scale", "seed", "value"]
 BASELINES = ["mean profile", "kNN", "inverse distance", "coordinate MLP", "GP on coordinates"]
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        import unseen_region
-
-        yield unseen_region
 
 
 def section(name: str, n_genes: int = 6, n: int = 260, *, log: bool = False) -> anndata.AnnData:

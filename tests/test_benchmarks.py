@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -16,18 +14,9 @@ from scipy import sparse
 from stgen import metrics
 from stgen.datasets import TOY_JUDGE, TOY_JUDGE_SEEDS, TOY_TUNE_SEEDS
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+BENCHMARK = "histology"
 ROW = ["dataset", "section", "fold", "method", "kind", "metric", "scale", "seed", "value"]
 COST = ["dataset", "method", "train_seconds", "predict_seconds", "peak_mb"]
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        import histology
-
-        yield histology
 
 
 @pytest.fixture(scope="module")
