@@ -24,7 +24,7 @@ from stgen.data._fields import (
     field_from,
 )
 from stgen.data._names import looks_like_ensembl
-from stgen.data._places import check_scale, spot_pitch
+from stgen.data._units import check_units, spot_pitch
 
 
 def grid(side=6, pitch=100.0):
@@ -298,11 +298,11 @@ def test_another_encoder_or_tile_size_is_refused_at_prediction():
 
 def test_coordinates_must_exist_and_be_flat():
     adata = make()
-    adata.obsm["deep"] = np.zeros((36, 3))
+    adata.obsm["deep"] = np.zeros((36, 4))
     with pytest.raises(KeyError, match=r"obsm\['xy'\] does not exist; .* Name yours with `spatial_key=`"):
         CoordinatesField("xy").facts(adata)
     with pytest.raises(
-        ValueError, match=r"obsm\['deep'\] must be spots × 2 \(x, y in µm\); its shape is \(36, 3\)"
+        ValueError, match=r"obsm\['deep'\] must be spots × 2 \(x, y\); its shape is \(36, 4\)"
     ):
         CoordinatesField("deep").facts(adata)
 
@@ -329,15 +329,9 @@ def test_a_scale_that_nobody_applied_is_refused():
     adata = make()
     adata.uns[_keys.UM_PER_UNIT] = 0.688
     with pytest.raises(
-        ValueError, match=r"one unit is 0.688 µm, and no conversion is recorded .*stg.pp.coordinates_in_um"
+        ValueError, match=r"one unit is 0.688 µm .*, and no conversion is recorded .*stg.pp.coordinates_in_um"
     ):
         CoordinatesField().facts(adata)
-    adata.uns[_keys.SPATIAL_UM] = {"um_per_unit": 0.688, "reason": "given", "key": "other"}
-    with pytest.raises(ValueError, match="no conversion is recorded"):
-        CoordinatesField().facts(adata)
-    adata.uns[_keys.SPATIAL_UM] = {"um_per_unit": 0.688, "reason": "given", "key": _keys.SPATIAL}
-    CoordinatesField().facts(adata)
-    del adata.uns[_keys.SPATIAL_UM]
     adata.uns[_keys.UM_PER_UNIT] = 1.0
     CoordinatesField().facts(adata)
 
@@ -347,7 +341,8 @@ def test_visium_pixels_betray_themselves():
     adata.obsm[_keys.SPATIAL] = grid(pitch=138.0)
     adata.uns[_keys.SPATIAL] = {"lib": {"scalefactors": {"spot_diameter_fullres": 76.0}}}
     with pytest.raises(
-        ValueError, match=r"neighbouring spots are 138 apart where .* a diameter of 76 pixels"
+        ValueError,
+        match=r"one unit is 0.7246 µm \(spots lie 138 apart and are 76 pixels wide .* as on Visium"
     ):
         CoordinatesField().facts(adata)
     adata.obsm[_keys.SPATIAL] = grid(pitch=100.0)
@@ -363,7 +358,7 @@ def test_the_pitch_is_measured_within_sections():
 
 
 def test_a_single_spot_has_no_pitch_to_check():
-    check_scale(np.zeros((1, 2)), None, {})
+    check_units(make()[:1], _keys.SPATIAL, np.zeros((1, 2)), None)
 
 
 def test_overlapping_sections_need_a_library_key():
@@ -373,7 +368,7 @@ def test_overlapping_sections_need_a_library_key():
         ValueError, match=r"obs\['sample'\] has 2 values whose spots overlap.*Say `library_key='sample'`"
     ):
         CoordinatesField().facts(both)
-    assert CoordinatesField(library_key="sample").facts(both) == {"n_sections": 2}
+    assert CoordinatesField(library_key="sample").facts(both)["n_sections"] == 2
     del both.obs["sample"]
     with pytest.raises(ValueError, match="36 of 72 spots lie exactly on another spot"):
         CoordinatesField().facts(both)

@@ -13,7 +13,7 @@ what was found, and what to do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,7 +24,9 @@ from stgen import _keys
 from stgen._warn import warn
 
 from ._names import align_genes, check_unique, some
-from ._places import check_one_section, check_scale
+from ._places import Places, library_column, places_and_grids, read_places, um_slot
+from ._points import finite_rows
+from ._units import Grid, compare_with_training, pitch_facts
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -321,13 +323,6 @@ class HistologyField(Field):
             )
 
 
-def finite_rows(array: np.ndarray) -> np.ndarray:
-    """Which rows are finite, without a mask of the size of the array."""
-    starts = range(0, len(array), N_ROWS_AT_ONCE)
-    blocks = [np.isfinite(array[start : start + N_ROWS_AT_ONCE]).all(axis=1) for start in starts]
-    return np.concatenate(blocks) if blocks else np.empty(0, dtype=bool)
-
-
 def _named(name: str | None) -> str:
     return "" if name is None else f", {name!r}"
 
@@ -366,50 +361,28 @@ class CoordinatesField(Field):
     def attr_key(self) -> str:
         return self.key
 
-    def read(self, adata: AnnData) -> tuple[np.ndarray, np.ndarray | None]:
+    def read(self, adata: AnnData) -> Places:
         """Coordinates (n, 2) float64 in µm, and the section of each spot as integer codes; both checked."""
-        xy = _obsm(adata, self.key, remedy="Name yours with `spatial_key=`.").astype(np.float64)
-        if xy.ndim != 2 or xy.shape[1] != 2:
-            raise ValueError(
-                f"obsm[{self.key!r}] must be {self.rows_are} × 2 (x, y in µm); its shape is {xy.shape}."
-            )
-        finite = finite_rows(xy)
-        if not finite.all():
-            raise ValueError(
-                f"obsm[{self.key!r}] must be finite; {int((~finite).sum())} of {len(finite)} {self.rows_are} have NaN "
-                f"or infinite coordinates, such as {some(adata.obs_names[~finite])}. Drop these {self.rows_are}."
-            )
-        section = self._sections(adata)
-        if section is None:
-            check_one_section(xy, adata.obs, self.key, rows_are=self.rows_are)
-        check_scale(xy, section, adata.uns, self.key, rows_are=self.rows_are)
-        return xy, section
+        return read_places(adata, self.key, self._column(adata), rows_are=self.rows_are)
 
-    def _sections(self, adata: AnnData) -> np.ndarray | None:
-        if self.library_key is None or self.library_key not in adata.obs:
-            # a new slide without the column is one section; `check_one_section` refuses it if it is not
-            return None
-        column = adata.obs[self.library_key]
-        if column.isna().any():
-            raise ValueError(
-                f"obs[{self.library_key!r}] must name the section of every {self.rows_are.removesuffix('s')}; {int(column.isna().sum())} "
-                "are missing."
-            )
-        return pd.factorize(column, sort=True)[0]
+    def _column(self, adata: AnnData) -> str | None:
+        """The library column here: a new slide without it is one section, or says otherwise itself."""
+        return self.library_key if self.library_key in adata.obs else None
 
     def facts(self, adata: AnnData) -> Facts:
-        if self.library_key is not None and self.library_key not in adata.obs:
-            raise KeyError(f"obs[{self.library_key!r}] does not exist; obs has {list(adata.obs.columns)}.")
-        self.read(adata)
-        return {"n_sections": 1 if self.library_key is None else int(adata.obs[self.library_key].nunique())}
+        library_column(adata, self.library_key)
+        grids = self._grids(adata)
+        return {"n_sections": len(grids), **pitch_facts(grids)}
+
+    def _grids(self, adata: AnnData) -> dict[str, Grid]:
+        return places_and_grids(adata, self.key, self._column(adata), rows_are=self.rows_are)[1]
 
     def compare(self, facts: Facts, adata: AnnData) -> None:
-        self.read(adata)
+        compare_with_training(facts, um_slot(adata, self.key), self._grids(adata), self.rows_are)
 
     def transfer_field(self, state_registry: Facts, adata_target: AnnData, **kwargs: Any) -> Facts:
         self.compare(state_registry, adata_target)
-        has_column = self.library_key is not None and self.library_key in adata_target.obs
-        return {"n_sections": int(adata_target.obs[self.library_key].nunique()) if has_column else 1}
+        return replace(self, library_key=self._column(adata_target)).facts(adata_target)
 
 
 @dataclass(frozen=True)

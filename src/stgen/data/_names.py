@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+
+from stgen._text import some
 
 
 def check_unique(names: pd.Index, what: str, remedy: str) -> None:
@@ -16,12 +17,6 @@ def check_unique(names: pd.Index, what: str, remedy: str) -> None:
         return
     repeated = names[names.duplicated()].unique()
     raise ValueError(f"{what} must be unique; {len(repeated)} repeat: {some(repeated)}. {remedy}")
-
-
-def some(names: Iterable[Any], n: int = 3) -> str:
-    """The first few names, for a message."""
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:n]) + (", …" if len(listed) > n else "")
 
 
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")

@@ -1,82 +1,118 @@
-"""Whether coordinates can be what models take them for: µm, one section at a time."""
+"""Places of spots: the one reader of coordinates and of the sections they lie in.
+
+A table has two kinds of coordinates. ``obsm["spatial"]`` is what a reader wrote and what scanpy and squidpy draw: pixels
+as often as not. ``obsm["spatial_um"]`` is in µm, written by :func:`stgen.pp.coordinates_in_um`. Models and tasks read
+the second where it is, else the first after :mod:`._units` has looked at it.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.spatial import cKDTree
+from numpy.typing import NDArray
 
 from stgen import _keys
+from stgen._scale_record import ScaleRecord
+
+from ._points import points
+from ._units import Grid, check_units
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
-def spot_pitch(xy: np.ndarray, section: np.ndarray | None = None) -> float:
-    """Median distance to the nearest spot of the same section; NaN if no section has two spots."""
-    section = np.zeros(len(xy), dtype=np.int64) if section is None else section
-    distances = []
-    for code in np.unique(section):
-        here = xy[section == code]
-        if len(here) > 1:
-            # a few thousand spots are enough for a median
-            asked = here[:: max(1, len(here) // 2000)]
-            distances.append(cKDTree(here).query(asked, k=2)[0][:, 1])
-    return float(np.median(np.concatenate(distances))) if distances else float("nan")
+class Places(NamedTuple):
+    """Where spots are, and in which section."""
+
+    xy: NDArray[np.float64]
+    """Spots × 2, µm."""
+    section: NDArray[np.int64] | None
+    """Number of each spot's section; ``None`` if all lie in one."""
 
 
-def check_scale(
-    xy: np.ndarray,
-    section: np.ndarray | None,
-    uns: Any,
+def read_places(
+    adata: AnnData, key: str = _keys.SPATIAL, library_key: str | None = None, *, rows_are: str = "spots"
+) -> Places:
+    """Coordinates in µm and sections, checked: finite, one section at a time, and not plainly of another unit."""
+    return places_and_grids(adata, key, library_key, rows_are=rows_are)[0]
+
+
+def places_and_grids(
+    adata: AnnData, key: str = _keys.SPATIAL, library_key: str | None = None, *, rows_are: str = "spots"
+) -> tuple[Places, dict[str, Grid]]:
+    """Places, and how they lie in each section by name."""
+    slot = um_slot(adata, key)
+    xy = raw_xy(adata, slot, rows_are=rows_are)
+    names = section_names(adata, xy, library_key, slot, rows_are=rows_are)
+    grids = check_units(adata, slot, xy, names, rows_are=rows_are)
+    section = None if names is None else pd.factorize(names, sort=True)[0]
+    return Places(xy, section), grids
+
+
+def um_slot(adata: AnnData, key: str = _keys.SPATIAL) -> str:
+    """The key of ``obsm`` that is read for ``key``: that in µm in place of the reader's."""
+    return _keys.SPATIAL_UM if key == _keys.SPATIAL and _keys.SPATIAL_UM in adata.obsm else key
+
+
+def read_xy(adata: AnnData, key: str = _keys.SPATIAL, *, rows_are: str = "spots") -> NDArray[np.float64]:
+    """Coordinates as :func:`read_places` reads them, in whatever unit they are: for drawing and for conversion."""
+    return raw_xy(adata, um_slot(adata, key), rows_are=rows_are)
+
+
+def raw_xy(adata: AnnData, key: str, *, rows_are: str = "spots") -> NDArray[np.float64]:
+    """Coordinates of this very slot, (n, 2) float64, finite."""
+    if key not in adata.obsm:
+        raise KeyError(
+            f"obsm[{key!r}] does not exist; obsm has {list(adata.obsm)}. Name yours with `spatial_key=`."
+        )
+    return points(adata.obsm[key], f"obsm[{key!r}]", names=adata.obs_names, rows_are=rows_are)
+
+
+# ----------------------------------------------------------------------------------------------------------- sections
+
+
+def library_column(adata: AnnData, library_key: str | None = None, *, usual: str | None = None) -> str | None:
+    """The column of ``obs`` that tells sections apart: the one named, else the usual one, else the regions of a table.
+
+    A table of a SpatialData says in ``uns["spatialdata_attrs"]`` which column names the element that a row lies in; more
+    than one of these are sections.
+    """
+    if library_key is not None:
+        if library_key not in adata.obs:
+            raise KeyError(f"obs[{library_key!r}] does not exist; obs has {list(adata.obs.columns)}.")
+        return library_key
+    if usual is not None and usual in adata.obs:
+        return usual
+    attrs = adata.uns.get(_keys.SPATIALDATA_ATTRS, {})
+    region = attrs.get("region_key") if hasattr(attrs, "get") else None
+    if region is not None and region in adata.obs and adata.obs[region].nunique() > 1:
+        return str(region)
+    return None
+
+
+def section_names(
+    adata: AnnData,
+    xy: NDArray[np.float64],
+    library_key: str | None,
     key: str = _keys.SPATIAL,
     *,
+    usual: str | None = None,
     rows_are: str = "spots",
-) -> None:
-    """Raise if coordinates are plainly not µm, by their pitch or by a scale in ``uns`` that nobody used."""
-    remedy = "Convert with `stg.pp.coordinates_in_um`."
-    um_per_unit = uns.get(_keys.UM_PER_UNIT)
-    converted = _converted(uns, key)
-    if um_per_unit is not None and float(um_per_unit) != 1.0 and not converted:
+) -> NDArray[np.str_] | None:
+    """Name of every row's section; ``None`` for one section, which is refused where it plainly is several."""
+    column = library_column(adata, library_key, usual=usual)
+    if column is None:
+        check_one_section(xy, adata.obs, key, rows_are=rows_are)
+        return None
+    values = adata.obs[column]
+    if values.isna().any():
         raise ValueError(
-            f"obsm[{key!r}] must be in µm; uns[{_keys.UM_PER_UNIT!r}] says one unit is "
-            f"{float(um_per_unit):g} µm, and no conversion is recorded in uns[{_keys.SPATIAL_UM!r}]. {remedy}"
+            f"obs[{column!r}] must name the section of every {rows_are.removesuffix('s')}; {int(values.isna().sum())} "
+            "are missing."
         )
-    pitch = spot_pitch(xy, section)
-    if np.isnan(pitch):
-        return
-    if pitch == 0:
-        raise ValueError(
-            f"obsm[{key!r}] must be in µm; most {rows_are} lie exactly on another {rows_are.removesuffix('s')}. "
-            "Overlapping sections need `library_key=`, the column of `obs` that tells them apart."
-        )
-    if not 1 <= pitch <= 1000:
-        raise ValueError(
-            f"obsm[{key!r}] must be in µm; the median distance between neighbouring {rows_are} is {pitch:.4g}, "
-            f"outside 1–1000 µm, so these look like pixels or another unit. {remedy}"
-        )
-    diameter = _visium_diameter(uns)
-    if diameter and not converted and not 90 < pitch < 110 and 1.5 < pitch / diameter < 2.1:
-        # Visium: pitch 100 µm, spots 55 to 65 µm, so the ratio betrays pixels of the full-resolution image
-        raise ValueError(
-            f"obsm[{key!r}] must be in µm; neighbouring spots are {pitch:.4g} apart where `uns['spatial']` "
-            f"gives spots a diameter of {diameter:.4g} pixels, so these are pixels. {remedy}"
-        )
-
-
-def _converted(uns: Any, key: str) -> bool:
-    """Whether ``uns`` records that this slot was converted to µm."""
-    record = uns.get(_keys.SPATIAL_UM)
-    return hasattr(record, "get") and record.get("key", _keys.SPATIAL) == key
-
-
-def _visium_diameter(uns: Any) -> float | None:
-    """Spot diameter in full-resolution pixels, if ``uns`` describes a Visium slide."""
-    libraries = uns.get(_keys.SPATIAL, {})
-    for library in libraries.values() if hasattr(libraries, "values") else []:
-        factors = library.get("scalefactors", {}) if hasattr(library, "get") else {}
-        if "spot_diameter_fullres" in factors:
-            return float(factors["spot_diameter_fullres"])
-    return None
+    return values.astype(str).to_numpy().astype(str)
 
 
 # names that mean a section and little else; `batch` or `slice` may cut one section into parts
@@ -93,7 +129,7 @@ _LIBRARY_COLUMNS = (
 
 
 def check_one_section(
-    xy: np.ndarray, obs: pd.DataFrame, key: str = _keys.SPATIAL, *, rows_are: str = "spots"
+    xy: NDArray[np.float64], obs: pd.DataFrame, key: str = _keys.SPATIAL, *, rows_are: str = "spots"
 ) -> None:
     """Raise if rows without a ``library_key`` are plainly several sections lying on each other."""
     for column in _LIBRARY_COLUMNS:
@@ -112,7 +148,7 @@ def check_one_section(
         )
 
 
-def _overlap(xy: np.ndarray, section: pd.Series) -> bool:
+def _overlap(xy: NDArray[np.float64], section: pd.Series) -> bool:
     """Whether the bounding boxes of two sections share ground."""
     codes, names = pd.factorize(section)
     groups = [xy[codes == code] for code in range(len(names))]
@@ -122,3 +158,20 @@ def _overlap(xy: np.ndarray, section: pd.Series) -> bool:
             if (np.minimum(high, other_high) > np.maximum(low, other_low)).all():
                 return True
     return False
+
+
+def write_places(made: AnnData, source: AnnData, xy: NDArray[np.float64], key: str) -> None:
+    """Places of new rows, in µm, in the slots that ``source`` has: so that a concatenation mixes no units.
+
+    Where ``source`` has µm in a slot of their own, the reader's slot gets the reader's unit.
+    """
+    slot = um_slot(source, key)
+    made.obsm[slot] = xy
+    record = ScaleRecord.of(source, slot)
+    if slot == key or record is None or record.from_key != key:
+        return
+    names = record.sections(made)
+    if names is not None and set(names) <= set(record.section):
+        row = {str(name): i for i, name in enumerate(record.section)}
+        i = np.array([row[str(name)] for name in names])
+        made.obsm[key] = (xy - record.offset_um[i]) / record.um_per_unit[i][:, None]

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from .. import _keys as keys
+from .._scale_record import ScaleRecord
 from ._toy_genes import (
     N_HIDDEN_FIELDS,
     Genes,
@@ -311,7 +312,16 @@ def _table(
     adata.obsm[keys.PROPORTIONS] = composition
     adata.varm[keys.PROFILES] = genes.log_profile
     adata.varm[keys.LOADINGS] = genes.loadings
-    adata.uns[keys.SPATIAL_UM] = {"um_per_unit": 1.0, "reason": "simulated in µm"}
+    scales = dict.fromkeys(parameters.section_names, (1.0, "simulated in µm"))
+    adata.uns[keys.SPATIAL_UM] = ScaleRecord.make(
+        adata,
+        adata.obsm[keys.SPATIAL],
+        np.asarray(section).astype(str),
+        key=keys.SPATIAL,
+        from_key=keys.SPATIAL,
+        library_key=keys.LIBRARY,
+        scales=scales,
+    ).stored()
     return adata
 
 

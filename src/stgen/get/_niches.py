@@ -10,6 +10,7 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
+from stgen.data._places import library_column, read_xy
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -62,16 +63,11 @@ def niches(
 
 def places(adata: AnnData, spatial_key: str, library_key: str | None) -> pd.DataFrame:
     """Section, x and y of every cell."""
-    if spatial_key not in adata.obsm:
-        raise KeyError(
-            f"obsm[{spatial_key!r}] does not exist; obsm has {list(adata.obsm)}. Name yours with `spatial_key=`."
-        )
-    library_key = _keys.LIBRARY if library_key is None and _keys.LIBRARY in adata.obs else library_key
+    xy = read_xy(adata, spatial_key, rows_are="cells")
+    library_key = library_column(adata, library_key, usual=_keys.LIBRARY)
     table = pd.DataFrame(index=adata.obs_names)
     if library_key is not None:
-        _check_column(adata, library_key)
         table["section"] = adata.obs[library_key]
-    xy = np.asarray(adata.obsm[spatial_key], dtype=np.float64)
     table["x"], table["y"] = xy[:, 0], xy[:, 1]
     return table
 

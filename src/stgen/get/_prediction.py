@@ -131,6 +131,7 @@ def _goes_along(name: str, key: str) -> bool:
         key,
         _keys.IMAGES,
         _keys.SPATIAL_UM,
+        _keys.SPATIALDATA_ATTRS,
         _keys.UM_PER_UNIT,
         _keys.UM_PER_UNIT_REASON,
         _keys.HISTOLOGY_PARAMS,

@@ -12,6 +12,7 @@ from scipy import sparse
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import read_counts, some
+from stgen.data._places import library_column, read_xy
 from stgen.data._predictions import Prediction, read_prediction, rescaled
 from stgen.metrics import panel_target, pearson
 
@@ -93,7 +94,7 @@ def gene_maps(
     found = [read_prediction(adata, key, scale=_scale_of(prediction_scale, key)) for key in keys]
     panel = _panel(adata, found, genes)
     rows = _rows(adata, section, groups)
-    xy = np.asarray(adata.obsm[spatial_key], dtype=np.float64)[rows]
+    xy = read_xy(adata, spatial_key)[rows]
     columns = _columns(adata, found, panel, rows, truth, scale)
     width, height = np.maximum(np.ptp(xy, axis=0), 1e-9)
     axes = many_axes(axes, len(genes), len(columns), 2.7, 2.4 * min(max(height / width, 0.4), 2.5) + 0.5)
@@ -151,13 +152,11 @@ def _panel(adata: AnnData, predictions: Sequence[Prediction], genes: Sequence[st
 
 
 def _rows(adata: AnnData, section: str | None, groups: str | None) -> np.ndarray:
-    groups = _keys.LIBRARY if groups is None and _keys.LIBRARY in adata.obs else groups
+    groups = library_column(adata, groups, usual=_keys.LIBRARY)
     if groups is None:
         if section is not None:
             raise KeyError("`section` needs `groups`, the column of `obs` that tells sections apart.")
         return np.arange(adata.n_obs)
-    if groups not in adata.obs:
-        raise KeyError(f"obs[{groups!r}] does not exist; obs has {list(adata.obs.columns)}.")
     column = adata.obs[groups].astype(str).to_numpy()
     names = sorted(set(column))
     if section is None and len(names) > 1:

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
+from stgen.data._places import read_xy
 from stgen.get._imputed import asked_genes, read_imputation, true_expression, verdicts
 from stgen.metrics import pearson
 
@@ -80,11 +81,7 @@ def imputed(
     found = read_imputation(adata, key)
     names = asked_genes(found, genes)
     rows = _rows(adata, section, groups)
-    if spatial_key not in adata.obsm:
-        raise KeyError(
-            f"obsm[{spatial_key!r}] does not exist; obsm has {list(adata.obsm)}. Name yours with `spatial_key=`."
-        )
-    xy = np.asarray(adata.obsm[spatial_key], dtype=np.float64)[rows]
+    xy = read_xy(adata, spatial_key)[rows]
     values = found.block(rows, names)
     verdict = verdicts(found)["verdict"][names].to_numpy()
     if truth is not None:

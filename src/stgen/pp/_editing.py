@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from stgen.data._fields import check_observations
 
 if TYPE_CHECKING:
-    import numpy as np
     import pandas as pd
     from anndata import AnnData
 
@@ -51,31 +50,3 @@ def obs_column(adata: AnnData, key: str) -> pd.Series:
             f"obs[{key!r}] must have a value for every spot; {int(column.isna().sum())} are missing."
         )
     return column
-
-
-def coordinates(adata: AnnData, key: str) -> np.ndarray:
-    """Coordinates, spots × 2, float64, finite."""
-    import numpy as np
-    from scipy import sparse
-
-    from stgen.data._fields import some
-
-    if key not in adata.obsm:
-        raise KeyError(
-            f"obsm[{key!r}] does not exist; obsm has {list(adata.obsm)}. Name yours with `spatial_key=`."
-        )
-    value = adata.obsm[key]
-    value = value.to_numpy() if hasattr(value, "to_numpy") else value
-    value = value.toarray() if sparse.issparse(value) else np.asarray(value)
-    if value.ndim != 2 or value.shape[1] != 2:
-        raise ValueError(f"obsm[{key!r}] must be spots × 2 (x, y); its shape is {value.shape}.")
-    if value.dtype.kind not in "fiu":
-        raise ValueError(f"obsm[{key!r}] must be numbers; its dtype is {value.dtype}.")
-    xy = value.astype(np.float64)
-    bad = ~np.isfinite(xy).all(axis=1)
-    if bad.any():
-        raise ValueError(
-            f"obsm[{key!r}] must be finite; {int(bad.sum())} of {len(xy)} spots have NaN or infinite "
-            f"coordinates, such as {some(adata.obs_names[bad])}. Drop these spots."
-        )
-    return xy

@@ -12,22 +12,14 @@ from numpy.typing import NDArray
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._fields import some
+from stgen._scale_record import ScaleRecord
+from stgen.data._names import some
+from stgen.data._places import library_column, raw_xy, section_names, um_slot
 from stgen.data._tiles import all_blank, warn_of_blank
+from stgen.data._units import check_units, grid_of
 
-from ._coordinates import (
-    LARGEST_PITCH_UM,
-    LEAST_PITCH_UM,
-    PITCH_HINT,
-    check_agreement,
-    given_scale,
-    lattice_pitch,
-    recorded_scale,
-    scale_from_pitch,
-    sections_of,
-)
+from ._coordinates import LARGEST_PITCH_UM, LEAST_PITCH_UM, find_scales, given_scale
 from ._editing import check_adata, editable
-from ._editing import coordinates as read_coordinates
 from ._tile_reader import (
     ArrayTiles,
     ImageTiles,
@@ -78,15 +70,16 @@ def histology_tiles(
     tile_px
         Side of a tile, pixels.
     um_per_px
-        Pixel size of the image, µm; a dict section → number if sections differ. ``None`` derives it from
-        ``spot_pitch_um``, else from what ``uns`` says about the unit of the coordinates.
+        Pixel size of the image, µm; a dict section → number if sections differ. ``None`` takes it from what is known of
+        the unit of the coordinates, in the order of :func:`stgen.pp.coordinates_in_um`.
     spot_pitch_um
         Distance between the centres of neighbouring spots: 100 on Visium, 200 on the first ST arrays. With
         ``um_per_px`` it is a check.
     coordinates
-        ``"px"``: ``obsm[spatial_key]`` counts pixels of this very image. ``"um"``: it is in µm from the
-        image's upper left corner. ``None``: µm if :func:`stgen.pp.coordinates_in_um` converted it, else
-        pixels. For a downscaled image convert to µm first, and give the downscaled image's ``um_per_px``.
+        ``"px"``: ``obsm[spatial_key]`` counts pixels of this very image. ``"um"``: places are in µm from the
+        image's upper left corner, in ``obsm["spatial_um"]`` where that exists. ``None``: µm if
+        :func:`stgen.pp.coordinates_in_um` wrote them, else pixels. For a downscaled image convert to µm first, and give
+        the downscaled image's ``um_per_px``.
     spatial_key
         Key in ``obsm`` of the coordinates, spots × 2 (x to the right, y down).
     library_key
@@ -137,7 +130,7 @@ def histology_tiles(
         )
     tiles = stack(reader)
     adata = editable(adata, copy=copy)
-    _write_tiles(adata, tiles, reader, key_added, um_per_px=float(np.median(list(reader.um_per_px.values()))))
+    _write_tiles(adata, tiles, reader, key_added, _by_section(reader.um_per_px))
     return adata if copy else None
 
 
@@ -182,12 +175,12 @@ def read_tiles(
     reader = open_stored_tiles(adata, path, tile_um=tile_um)
     tiles = stack(reader)
     adata = editable(adata, copy=copy)
-    _write_tiles(adata, tiles, reader, key_added, um_per_px=reader.tile_um / reader.tile_px)
+    _write_tiles(adata, tiles, reader, key_added, {"um_per_px": reader.tile_um / reader.tile_px})
     return adata if copy else None
 
 
 def _write_tiles(
-    adata: AnnData, tiles: NDArray[np.uint8], reader: TileReader, key: str, *, um_per_px: float
+    adata: AnnData, tiles: NDArray[np.uint8], reader: TileReader, key: str, pixel_size: Mapping[str, Any]
 ) -> None:
     blank = all_blank(tiles)
     warn_of_blank(blank, adata.obs_names)
@@ -198,11 +191,19 @@ def _write_tiles(
         "params": {
             "tile_um": float(reader.tile_um),
             "tile_px": int(reader.tile_px),
-            "um_per_px": um_per_px,
+            **pixel_size,
             "n_padded": int((reader.outside > 0).sum()),
             "n_blank": int(blank.sum()),
         }
     }
+
+
+def _by_section(um_per_px: Mapping[str, float]) -> dict[str, Any]:
+    """Pixel size of the image, or that of each section where they differ."""
+    sizes = np.array(list(um_per_px.values()))
+    if len(np.unique(sizes)) == 1:
+        return {"um_per_px": float(sizes[0])}
+    return {"um_per_px": sizes, "section": np.array(list(um_per_px), dtype=object)}
 
 
 def open_stored_tiles(adata: AnnData, path: Any, *, tile_um: float | None) -> StoredTiles:
@@ -252,37 +253,84 @@ def open_image_tiles(
     """A stream of tiles around the spots of an image; everything that can be checked is checked here."""
     if coordinates not in ("um", "px", None):
         raise ValueError(f"`coordinates` must be 'um', 'px' or None; got {coordinates!r}.")
-    xy = read_coordinates(adata, spatial_key)
-    section = sections_of(adata, xy, library_key, spatial_key)
-    names = np.unique(section)
-    images, per_unit = _images_of_sections(adata, image, names, library_key)
-
-    record = recorded_scale(adata, spatial_key)
-    in_um = record is not None if coordinates is None else coordinates == "um"
-    scaled = xy if in_um else xy * np.array([per_unit[name] for name in section])[:, None]
-    by_pitch = None if spot_pitch_um is None else scale_from_pitch(scaled, section, spot_pitch_um)
-    if in_um and by_pitch is not None:
-        check_agreement(dict.fromkeys(names, 1.0), by_pitch, "µm per unit of coordinates in µm")
-    if um_per_px is not None:
-        sizes = given_scale(um_per_px, names, "um_per_px")
-        if by_pitch is not None and not in_um:
-            check_agreement(sizes, by_pitch, "um_per_px")
-    elif by_pitch is not None and not in_um:
-        sizes = by_pitch
+    slot = um_slot(adata, spatial_key)
+    in_um = _is_in_um(adata, slot, um_per_px) if coordinates is None else coordinates == "um"
+    key = slot if in_um else spatial_key
+    xy = raw_xy(adata, key)
+    column = library_column(adata, library_key)
+    names = section_names(adata, xy, column, key)
+    section = np.full(len(xy), "") if names is None else names
+    images, per_unit = _images_of_sections(adata, image, np.unique(section), column)
+    if in_um:
+        check_units(adata, key, xy, names)
+        sizes = _sizes_of_um(adata, key, xy, names, per_unit, um_per_px, spot_pitch_um)
     else:
-        sizes = _pixel_sizes_from_uns(adata, names, per_unit, record if in_um else None, in_um, spatial_key)
+        sizes = _sizes_of_pixels(adata, key, xy, names, per_unit, um_per_px, spot_pitch_um)
     for name, size in sizes.items():
         check_pixel_size(size, name)
     size_of_spot = np.array([sizes[name] for name in section])[:, None]
-    _check_pitch(xy if in_um else scaled * size_of_spot, section)
+    drawn = xy if in_um else xy * np.array([per_unit[name] for name in section])[:, None]
+    _check_pitch(drawn if in_um else drawn * size_of_spot, section)
     return ImageTiles(
         images=images,
         section=section,
-        centre=xy / size_of_spot if in_um else scaled,
+        centre=drawn / size_of_spot if in_um else drawn,
         um_per_px=sizes,
         tile_um=tile_um,
         tile_px=tile_px,
     )
+
+
+def _is_in_um(adata: AnnData, slot: str, um_per_px: Any) -> bool:
+    """Whether places are read in µm: they are recorded so, or were (a concat forgets) and the image's scale is given."""
+    return ScaleRecord.of(adata, slot) is not None or (slot == _keys.SPATIAL_UM and um_per_px is not None)
+
+
+def _sizes_of_um(
+    adata: AnnData,
+    key: str,
+    xy: NDArray[np.float64],
+    names: NDArray[np.str_] | None,
+    per_unit: Mapping[str, float],
+    um_per_px: float | Mapping[str, float] | None,
+    spot_pitch_um: float | None,
+) -> dict[str, float]:
+    """Pixel size of the image that coordinates in µm are laid on."""
+    if spot_pitch_um is not None:
+        find_scales(adata, key, xy, names, um_per_unit=1.0, spot_pitch_um=spot_pitch_um)
+    if um_per_px is not None:
+        return given_scale(um_per_px, np.array(list(per_unit)), "um_per_px")
+    record = ScaleRecord.of(adata, key)
+    unit = {} if record is None else record.scale_by_section(adata, names)
+    # a scale of 1 means that coordinates never were pixels, so it says nothing about the image
+    if not unit or all(unit[name] == 1.0 and per_unit[name] == 1.0 for name in unit):
+        raise ValueError(
+            f"The pixel size of the image is not known (obsm[{key!r}] is in µm). Give `um_per_px=`."
+        )
+    return {name: unit[name] / per_unit[name] for name in unit}
+
+
+def _sizes_of_pixels(
+    adata: AnnData,
+    key: str,
+    xy: NDArray[np.float64],
+    names: NDArray[np.str_] | None,
+    per_unit: Mapping[str, float],
+    um_per_px: float | Mapping[str, float] | None,
+    spot_pitch_um: float | None,
+) -> dict[str, float]:
+    """Pixel size of the image on which coordinates count pixels, or that is a reduced copy of it."""
+    given = None if um_per_px is None else given_scale(um_per_px, np.array(list(per_unit)), "um_per_px")
+    scales = find_scales(
+        adata,
+        key,
+        xy,
+        names,
+        um_per_unit=None if given is None else {name: given[name] * per_unit[name] for name in given},
+        spot_pitch_um=spot_pitch_um,
+        argument="um_per_px",
+    )
+    return {name: scale.um_per_unit / per_unit[name] for name, scale in scales.items()}
 
 
 def _images_of_sections(
@@ -336,38 +384,9 @@ def _pictures(
     return images, per_unit
 
 
-def _pixel_sizes_from_uns(
-    adata: AnnData,
-    names: NDArray[np.str_],
-    per_unit: Mapping[str, float],
-    record: Mapping[str, Any] | None,
-    in_um: bool,
-    key: str,
-) -> dict[str, float]:
-    """Pixel size from the unit of the coordinates, as a file or an earlier conversion recorded it."""
-    unit: dict[str, float] = {}
-    if in_um and record is not None:
-        unit = dict.fromkeys(names, float(record["um_per_unit"]))
-        if "section" in record:
-            by_section = dict(zip(map(str, record["section"]), map(float, record["um_per_unit_of_section"])))
-            unit = {name: by_section.get(name, unit[name]) for name in names}
-        # a scale of 1 means that coordinates never were pixels, so it says nothing about the image
-        if all(unit[name] == 1.0 and per_unit[name] == 1.0 for name in names):
-            unit = {}
-    elif not in_um and _keys.UM_PER_UNIT in adata.uns:
-        unit = given_scale(adata.uns[_keys.UM_PER_UNIT], names, "uns['um_per_unit']")
-    if unit:
-        return {name: unit[name] / per_unit[name] for name in names}
-    what = "in µm" if in_um else "in pixels"
-    raise ValueError(
-        f"The pixel size of the image is not known (obsm[{key!r}] is {what}). Give `um_per_px=`"
-        + ("." if in_um else f", or {PITCH_HINT}; one spot pitch tells which image you have.")
-    )
-
-
 def _check_pitch(xy_um: NDArray[np.float64], section: NDArray[np.str_]) -> None:
     for name in np.unique(section):
-        pitch = lattice_pitch(xy_um[section == name])
+        pitch = grid_of(xy_um[section == name]).pitch
         if np.isfinite(pitch) and not LEAST_PITCH_UM <= pitch <= LARGEST_PITCH_UM:
             raise ValueError(
                 f"Neighbouring spots would be {pitch:.4g} µm apart{_of(name)}; plausible are "

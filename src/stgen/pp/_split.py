@@ -11,10 +11,11 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._fields import check_one_section, some
+from stgen.data._names import some
+from stgen.data._places import library_column, read_places
 from stgen.data._splits import block_labels, split_groups, too_close
 
-from ._editing import check_adata, coordinates, editable, obs_column
+from ._editing import check_adata, editable, obs_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,8 +58,8 @@ def split(
         Share of the spots, 0 for none; or names of the patients or sections. A share above 0 takes at least
         one patient, section or block, and as many as come closest to it.
     library_key
-        Column of ``obs`` that tells sections apart; ``"section"`` if that exists. Blocks are cut within
-        sections.
+        Column of ``obs`` that tells sections apart; ``"section"`` if that exists, else the regions of a table of a
+        SpatialData. Blocks are cut within sections.
     patient_key
         Column of ``obs`` that tells patients apart; ``"patient"`` if that exists.
     spatial_key
@@ -103,9 +104,10 @@ def split(
     if buffer_um < 0 or (buffer_um > 0 and by != "block"):
         raise ValueError(f"`buffer_um` is a distance in µm between blocks (`by='block'`); got {buffer_um!r}.")
     rows = _rows_to_split(adata, within, key_added)
+    library_key = library_column(adata, library_key, usual=_keys.LIBRARY)
     section = _optional_column(adata, library_key, _keys.LIBRARY)
     patient = _optional_column(adata, patient_key, _keys.PATIENT)
-    xy = _blocks_from(adata, spatial_key, section) if by == "block" else None
+    xy = read_places(adata, spatial_key, library_key).xy if by == "block" else None
 
     groups = _groups(adata, by, section, patient, xy, block_um)
     column = np.full(adata.n_obs, _keys.TRAIN, dtype=object)
@@ -154,13 +156,6 @@ def _optional_column(adata: AnnData, key: str | None, usual: str) -> np.ndarray 
     if key is None and usual not in adata.obs:
         return None
     return obs_column(adata, usual if key is None else key).astype(str).to_numpy()
-
-
-def _blocks_from(adata: AnnData, key: str, section: np.ndarray | None) -> np.ndarray:
-    xy = coordinates(adata, key)
-    if section is None:
-        check_one_section(xy, adata.obs, key)
-    return xy
 
 
 def _groups(

@@ -18,6 +18,7 @@ from stgen._docs import shared_doc
 from stgen._warn import warn
 from stgen.data._fields import CoordinatesField, read_counts
 from stgen.data._names import check_unique, some
+from stgen.data._places import library_column
 from stgen.get._imputed import INTERVALS, imputed_frame
 from stgen.pp._editing import check_adata, editable
 
@@ -355,8 +356,7 @@ def _spatial_table(
     expression, spatial_key = expression or "counts", spatial_key or _keys.SPATIAL
     if expression not in SCALES:
         raise ValueError(f"`expression` must be one of {', '.join(map(repr, SCALES))}; got {expression!r}.")
-    check_column(adata, library_key)
-    library_key = _keys.LIBRARY if library_key is None and _keys.LIBRARY in adata.obs else library_key
+    library_key = library_column(adata, library_key, usual=_keys.LIBRARY)
     field = ExpressionField(layer, scale=expression)
     check_values(adata, field)
     # what is wrong with the place is said of the user's object, which knows its units

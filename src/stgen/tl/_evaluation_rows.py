@@ -16,9 +16,10 @@ import pandas as pd
 
 from stgen import _keys
 from stgen.data._fields import _row_blocks as row_blocks
-from stgen.data._fields import check_counts, check_one_section, read_counts, some
+from stgen.data._fields import check_counts, read_counts, some
+from stgen.data._places import library_column, read_places
 from stgen.data._predictions import Prediction
-from stgen.pp._editing import coordinates, obs_column
+from stgen.pp._editing import obs_column
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -70,8 +71,9 @@ def scored_rows(
     """Check everything that could make a score lie, then read what is scored."""
     X = _truth(adata, truth, predictions)
     genes, lost = common_genes(adata.var_names, predictions)
-    xy = coordinates(adata, spatial_key)
-    section = _sections(adata, groups, xy, spatial_key)
+    column = library_column(adata, groups, usual=_keys.LIBRARY)
+    xy = read_places(adata, spatial_key, column).xy
+    section = _sections(adata, column)
     is_train, is_validation, is_test = _split(adata, split_key)
     flags = [lost] if lost else []
     flags += _shared(adata, section, is_train | is_validation, is_test, patient_key, allow_shared_patients)
@@ -157,13 +159,10 @@ def _truth(adata: AnnData, truth: str | None, predictions: Sequence[Prediction])
     return X
 
 
-def _sections(adata: AnnData, groups: str | None, xy: np.ndarray, spatial_key: str) -> np.ndarray:
-    if groups is None and _keys.LIBRARY in adata.obs:
-        groups = _keys.LIBRARY
-    if groups is None:
-        check_one_section(xy, adata.obs, spatial_key)
+def _sections(adata: AnnData, column: str | None) -> np.ndarray:
+    if column is None:
         return np.full(adata.n_obs, "all", dtype=object)
-    return obs_column(adata, groups).astype(str).to_numpy(dtype=object)
+    return obs_column(adata, column).astype(str).to_numpy(dtype=object)
 
 
 def _split(adata: AnnData, split_key: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -421,7 +421,7 @@ def _as_anndata(
         X=values,
         obs=made.obs[library].assign(**outcome),
         var=pd.DataFrame(index=names),
-        obsm={place["spatial_key"]: made.obsm[place["spatial_key"]]},
+        obsm=dict(made.obsm),
     )
     new.uns[key] = record
     return new

@@ -23,6 +23,7 @@ from stgen.data._fields import (
     read_counts,
 )
 from stgen.data._names import align_genes, check_unique, some
+from stgen.data._places import library_column
 from stgen.data._tiles import TilesField
 from stgen.pp._editing import check_adata, obs_column
 from stgen.pp._gene_panel import rank_by_mean_and_sd
@@ -187,7 +188,14 @@ def _found_columns(sections: list[AnnData], slots: Slots, *, several: bool) -> S
         everywhere = all(usual in one.obs for one in sections)
         return key if key is not None else (usual if everywhere else None)
 
-    library = found(slots.library, _keys.LIBRARY) or (_keys.LIBRARY if several else None)
+    regions = {library_column(one) for one in sections} - {None}
+    if len(regions) > 1 and slots.library is None:
+        raise ValueError(
+            f"The tables of `train_on` call their regions differently ({some(sorted(map(str, regions)))} of `obs`). Name the "
+            "sections in one column of that name everywhere, with `library_key=`."
+        )
+    made = next(iter(regions), _keys.LIBRARY if several else None)
+    library = found(slots.library, _keys.LIBRARY) or made
     return slots._replace(
         library=library,
         patient=found(slots.patient, _keys.PATIENT),

@@ -18,6 +18,7 @@ from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
 from stgen.data._grid import check_window, default_window_um
 from stgen.data._loaders import Table, name_keys
+from stgen.data._places import write_places
 from stgen.data._windows import neighbour_index, neighbour_mean
 from stgen.models._base import Example, STModel
 from stgen.train._options import TrainingOptions
@@ -357,7 +358,7 @@ class GeST(STModel):
             var=pd.DataFrame(index=self.genes),
             layers={"picked": profiles[filled.label]},
         )
-        made.obsm[place.key] = asked.xy
+        write_places(made, adata, asked.xy, place.key)
         return made
 
     def _interpolated(

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 
 from stgen.data._names import some
+from stgen.data._places import library_column
+from stgen.data._points import points
 
 from ._generation import Cells
 
@@ -53,13 +55,15 @@ def new_places(
     adata: AnnData, cells: Cells, places: Any, sections: Any, library_key: str | None
 ) -> tuple[Cells, pd.DataFrame]:
     """Places that no cell has yet, in the sections of the data, and their table of observations."""
-    xy = np.asarray(places, dtype=np.float64)
-    if xy.ndim != 2 or xy.shape[1] != 2 or not len(xy) or not np.isfinite(xy).all():
-        raise ValueError(f"`places` must be finite coordinates in µm, places × 2; got shape {xy.shape}.")
+    xy = points(places, "`places`, in µm,", rows_are="places")
+    if not len(xy):
+        raise ValueError("`places` names no place; give coordinates in µm, places × 2.")
     obs = pd.DataFrame(index=[f"place_{i}" for i in range(len(xy))])
-    key = library_key
-    if key is None or key not in adata.obs:
-        return Cells(xy, np.zeros(len(xy), dtype=np.int64)), obs
+    key = library_column(adata, library_key if library_key in adata.obs else None)
+    if key is None:
+        asked_for = Cells(xy, np.zeros(len(xy), dtype=np.int64))
+        check_within_reach(asked_for, cells)
+        return asked_for, obs
     names = adata.obs[key].astype(str).to_numpy()
     code = dict(zip(names, cells.section, strict=True))
     if sections is None and len(code) > 1:
@@ -75,4 +79,22 @@ def new_places(
             f"names{', such as ' + some(strange) if strange else ''}."
         )
     obs[key] = listed.astype(str)
-    return Cells(xy, np.array([code[name] for name in listed.astype(str)])), obs
+    asked_for = Cells(xy, np.array([code[name] for name in listed.astype(str)]))
+    check_within_reach(asked_for, cells)
+    return asked_for, obs
+
+
+def check_within_reach(places: Cells, cells: Cells) -> None:
+    """Raise on places that are farther from their section than it is wide: another unit, or another section's."""
+    for code in np.unique(places.section):
+        here, there = places.xy[places.section == code], cells.xy[cells.section == code]
+        low, high = there.min(axis=0), there.max(axis=0)
+        width = float(np.linalg.norm(high - low))
+        gap = np.linalg.norm(np.maximum(0.0, np.maximum(low - here, here - high)), axis=1)
+        far = gap > max(width, 1.0)
+        if far.any():
+            raise ValueError(
+                f"`places` must lie in or near the section, which spans x {low[0]:.6g} to {high[0]:.6g} and y {low[1]:.6g} to "
+                f"{high[1]:.6g} µm; {int(far.sum())} of {len(here)} lie up to {gap.max():.6g} µm away from that. Are they in "
+                "µm, with x before y, and of this section?"
+            )
