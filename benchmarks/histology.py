@@ -32,6 +32,7 @@ import stgen as stg
 from stgen import _keys, metrics
 from stgen.baselines import HistologyBaseline, RidgeOnHistology, histology_baselines
 from stgen.data._loaders import centred
+from stgen.data._places import read_xy
 from stgen.data._windows import neighbour_index, neighbour_mean
 
 MIN_COUNTS = 500
@@ -250,7 +251,7 @@ class Fold:
         return self.side(which).obs[key].astype(str).to_numpy()
 
     def xy(self, which: str) -> np.ndarray:
-        return np.asarray(self.side(which).obsm[_keys.SPATIAL], dtype=np.float64)
+        return read_xy(self.side(which))
 
     @property
     def target(self) -> float:
@@ -265,9 +266,7 @@ def make_fold(dataset: Dataset, unit: str) -> Fold:
         stg.pp.gene_panel(adata, n_genes=min(dataset.n_panel, adata.n_vars), train=~is_test)
         genes = adata.uns[_keys.PANEL]["genes"]
     own = np.asarray(adata.obsm[_keys.HISTOLOGY], dtype=np.float32)
-    index = neighbour_index(
-        adata.obsm[_keys.SPATIAL], adata.obs[_keys.LIBRARY].to_numpy(), n_neighbors=N_NEIGHBORS
-    )
+    index = neighbour_index(read_xy(adata), adata.obs[_keys.LIBRARY].to_numpy(), n_neighbors=N_NEIGHBORS)
     near = np.concatenate([own, neighbour_mean(own, index)], axis=1)
     return Fold(
         unit=unit,
@@ -540,7 +539,7 @@ def fitted(
     remove_setup_marks(adata, {})
     inputs = AnnData(
         obs=fold.test.obs[[_keys.LIBRARY]].copy(),
-        obsm={key: fold.test.obsm[key] for key in (_keys.HISTOLOGY, _keys.SPATIAL)},
+        obsm={_keys.HISTOLOGY: fold.test.obsm[_keys.HISTOLOGY], _keys.SPATIAL: read_xy(fold.test)},
     )
     return model, inputs, training
 

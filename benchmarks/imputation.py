@@ -37,6 +37,7 @@ from sklearn.model_selection import KFold
 import stgen as stg
 from stgen import _keys, metrics
 from stgen.baselines import GeneKernelRidge, ImputationBaseline, imputation_baselines
+from stgen.data._places import read_xy
 
 TOY = "toy"
 DATASETS = (
@@ -225,7 +226,7 @@ def make_pair(dataset: str, spatial: Any, reference: Any) -> Pair:
     kept = judged(spots, cells)
     spots.values, cells.values = spots.values[:, kept], cells.values[:, kept]
     types = reference.obs.get(_keys.CELL_TYPE, None)
-    xy = np.asarray(spatial.obsm[_keys.SPATIAL], dtype=np.float64)
+    xy = read_xy(spatial)
     cell_type = None if types is None else types.astype(str).to_numpy()
     return Pair(dataset, np.array(shared)[kept], spots, cells, xy, cell_type, len(shared))
 

@@ -37,6 +37,7 @@ from stgen import _keys, metrics
 from stgen.baselines import cell_pcs, cluster_niches, neighbourhood_mean
 from stgen.baselines._niches import ENOUGH_FOR_FULL
 from stgen.data._grid import default_window_um
+from stgen.data._places import read_xy
 
 REGION = "region"
 SET_ASIDE = ("Excluded", "undetermined")
@@ -146,7 +147,7 @@ class Section:
 
     @property
     def xy(self) -> np.ndarray:
-        return np.asarray(self.adata.obsm[_keys.SPATIAL], dtype=np.float64)
+        return read_xy(self.adata)
 
     @property
     def x_type(self) -> str:
@@ -365,7 +366,7 @@ class Models:
             area = changes.pop("window_area", None)
             if area is not None:
                 codes = np.unique(adata.obs[_keys.LIBRARY], return_inverse=True)[1]
-                changes["window_um"] = default_window_um(adata.obsm[_keys.SPATIAL], codes) * math.sqrt(area)
+                changes["window_um"] = default_window_um(read_xy(adata), codes) * math.sqrt(area)
             GeST.setup_anndata(adata, expression="log", library_key=_keys.LIBRARY)
             with measured() as cost:
                 model = GeST(adata, random_state=training.seed, **changes)

@@ -41,6 +41,7 @@ import stgen as stg
 from stgen import _keys, metrics
 from stgen.baselines import place_baselines, unseen_squares
 from stgen.data._grid import default_window_um
+from stgen.data._places import read_xy
 from stgen.data._windows import neighbour_index
 from stgen.metrics._bootstrap import draw_weights, pearson_draws
 
@@ -172,7 +173,7 @@ def read_tissues(folder: Path, max_cells: int | None = None) -> list[Tissue]:
             n_dropped[file.stem] = int((~is_kept).sum())
             adata = adata[is_kept].copy()
         if max_cells is not None and adata.n_obs > max_cells:
-            xy = adata.obsm[_keys.SPATIAL]
+            xy = read_xy(adata)
             near = np.argsort(np.abs(xy - xy.min(axis=0)).max(axis=1), kind="stable")[:max_cells]
             adata = adata[np.sort(near)].copy()
         together.setdefault((x_type, *sorted(adata.var_names)), []).append(adata)
@@ -185,7 +186,7 @@ def read_tissues(folder: Path, max_cells: int | None = None) -> list[Tissue]:
                 .astype(str)
                 .set_index(one.obs[_keys.LIBRARY] + "_" + one.obs_names),
                 var=pd.DataFrame(index=list(genes)),
-                obsm={_keys.SPATIAL: np.asarray(one.obsm[_keys.SPATIAL], dtype=np.float64)},
+                obsm={_keys.SPATIAL: read_xy(one)},
             )
             for one in sections
         ]
@@ -237,7 +238,7 @@ class Task:
 
 def make_task(tissue: Tissue, seed: int, *, n_squares: int = N_SQUARES, share: float = SHARE) -> Task:
     """Take squares out; everything that is learned from cells is learned from those that are left."""
-    xy = np.asarray(tissue.adata.obsm[_keys.SPATIAL], dtype=np.float64)
+    xy = read_xy(tissue.adata)
     section = tissue.adata.obs[_keys.LIBRARY].astype(str).to_numpy()
     square = unseen_squares(xy, section, n_squares, share, seed)
     values = log_normalised(tissue, square < 0)

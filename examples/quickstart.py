@@ -119,7 +119,11 @@ def real_sections(folder: Path, spot_pitch_um: float | None) -> ad.AnnData:
         if "patient" not in adata.obs:
             adata.obs["patient"] = file.stem  # nobody said that two sections are of one patient
         sections.append(adata)
-    return ad.concat(sections, join="inner", merge="same", uns_merge="same")
+    together = ad.concat(sections, join="inner", merge="same", uns_merge="same")
+    together.uns.pop(
+        "spatial_um", None
+    )  # what single records have in common describes nothing; places came along
+    return together
 
 
 def hold_out(adata: ad.AnnData, test: str | None) -> str:

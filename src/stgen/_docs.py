@@ -10,7 +10,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 SHARED = {
     "adata": "Annotated data matrix, spots (or cells) × genes.",
-    "spatial_key": "Key in ``obsm`` of the coordinates, spots × 2, in µm.",
+    "spatial_key": "Key in ``obsm`` of the coordinates, spots × 2, in µm. ``\"spatial\"`` means "
+    "``obsm[\"spatial_um\"]`` where that is, see :func:`stgen.pp.coordinates_in_um`.",
     "library_key": "Column of ``obs`` that tells sections apart. Without it all spots are one section.",
     "histology_key": "Key in ``obsm`` of the histology embedding, spots × features.",
     "layer": "Layer that holds the counts. ``None`` means ``X``.",
@@ -24,7 +25,7 @@ SHARED = {
     "gest_expression": 'For training: ``"counts"`` (the default; the model divides by the total of each cell and takes '
     'the logarithm) or ``"log"`` (log-normalised already).',
     "gest_spatial_key": "Key in ``obsm`` of the coordinates in µm. ``None`` means what the model was fitted with, else "
-    '``"spatial"``.',
+    '``"spatial"``, for which ``obsm["spatial_um"]`` is read where it is.',
     "gest_library_key": "Column of ``obs`` that tells sections apart. ``None`` means what the model was fitted with, else "
     '``"section"`` if that exists. An AnnData without the column is one section.',
     "gest_patient_key": 'Column of ``obs`` with the patient; ``"patient"`` if that exists.',
@@ -45,7 +46,7 @@ SHARED = {
     "he_tiles_key": "Instead of ``histology_key``: key in ``obsm`` of tiles as :func:`stgen.pp.histology_tiles` writes "
     "them. ``None`` means what the model was fitted with.",
     "he_spatial_key": "Key in ``obsm`` of the coordinates in µm. ``None`` means what the model was fitted with, else "
-    '``"spatial"``.',
+    '``"spatial"``, for which ``obsm["spatial_um"]`` is read where it is.',
     "he_library_key": "Column of ``obs`` that tells sections apart. ``None`` means what the model was fitted with, else "
     '``"section"`` if that exists. An ``adata`` without the column is one section.',
     "he_patient_key": 'Column of ``obs`` with the patient; ``"patient"`` if that exists.',

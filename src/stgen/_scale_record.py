@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from stgen import _keys
 
 from ._text import some
+from ._warn import warn
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 N_WITNESSES = 8
 """Spots of a section whose places are kept by name."""
-_ARRAYS = ("um_per_unit", "n_obs", "extent", "offset_um")
+_NUMBERS, _NAMES = ("um_per_unit", "n_obs", "extent", "offset_um"), ("section", "reason", "spot")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,34 +94,42 @@ class ScaleRecord:
 
     @classmethod
     def of(cls, adata: AnnData, key: str) -> Self | None:
-        """The record of ``obsm[key]``; ``None`` if there is none, an error if it is torn."""
+        """The record of ``obsm[key]``; ``None`` if there is none, or only what a concatenation left of several."""
         raw = adata.uns.get(_keys.SPATIAL_UM)
         if raw is None or (hasattr(raw, "get") and raw.get("key", key) != key):
             return None
         fields = cls.__dataclass_fields__
         missing = [name for name in fields if not hasattr(raw, "get") or name not in raw]
-        if missing:
-            raise ValueError(
-                f"uns[{_keys.SPATIAL_UM!r}] must say for each section how coordinates were converted to µm; it has no "
-                f"{missing[0]!r}. It may be put together from several (`anndata.concat(..., uns_merge=...)`), or written by "
-                f"hand. {_remedy(adata, key)}"
-            )
-        values = {name: raw[name] for name in fields}
-        values |= {name: np.atleast_1d(np.asarray(values[name], dtype=np.float64)) for name in _ARRAYS}
+        values = {} if missing else {name: raw[name] for name in fields}
         values |= {
-            name: np.atleast_1d(np.asarray(values[name], dtype=object)).astype(str)
-            for name in ("section", "reason", "spot")
+            name: np.atleast_1d(np.asarray(one, dtype=np.float64))
+            for name, one in values.items()
+            if name in _NUMBERS
         }
-        values |= {name: str(values[name]) for name in ("key", "from_key", "library_key")}
+        values |= {
+            name: np.atleast_1d(np.asarray(one, dtype=object)).astype(str).astype(object)
+            for name, one in values.items()
+            if name in _NAMES
+        }
+        if missing or len({len(values[name]) for name in (*_NUMBERS, "section", "reason")}) > 1:
+            return cls._torn(adata, key, missing)
         values["spot_um"] = np.asarray(values["spot_um"], dtype=np.float64).reshape(-1, 2)
-        record = cls(**values)
-        n = len(record.section)
-        if any(len(one) != n for one in (record.um_per_unit, record.n_obs, record.extent, record.reason)):
-            raise ValueError(
-                f"uns[{_keys.SPATIAL_UM!r}] names {n} sections and has {len(record.um_per_unit)} scales: it is put together "
-                f"from several records. {_remedy(adata, key)}"
-            )
-        return record
+        return cls(**values | {name: str(values[name]) for name in ("key", "from_key", "library_key")})
+
+    @classmethod
+    def _torn(cls, adata: AnnData, key: str, missing: list[str]) -> None:
+        """Say that what is there is no record; a slot that is called µm can do without one."""
+        why = (
+            f"uns[{_keys.SPATIAL_UM!r}] must say for each section how coordinates were converted to µm; it "
+            + (f"has no {missing[0]!r}" if missing else "has more of one than of another")
+            + ". It is put together from several (`anndata.concat(..., uns_merge=...)`), or written by hand."
+        )
+        if key != _keys.SPATIAL_UM or key not in adata.obsm:
+            raise ValueError(f"{why} {_remedy(adata, key)}")
+        warn(
+            f"{why} obsm[{key!r}] is taken for µm by its name alone. Call `stg.pp.coordinates_in_um` again, or delete "
+            f"`adata.uns[{_keys.SPATIAL_UM!r}]`."
+        )
 
     # -------------------------------------------------------------------------------------------- does it still hold
 
@@ -129,7 +138,7 @@ class ScaleRecord:
         section = self.sections(adata)
         if section is None:
             return f"it names sections by obs[{self.library_key!r}], which does not exist here"
-        strange = [name for name in np.unique(section) if name not in set(self.section)]
+        strange = [str(name) for name in np.unique(section) if name not in set(self.section)]
         if strange:
             return f"it knows {_sections(self.section)}, and there is section {some(map(repr, strange))}"
         for name, n, (left, low, right, high) in zip(self.section, self.n_obs, self.extent, strict=True):
@@ -187,7 +196,7 @@ class ScaleRecord:
         asked = np.full(adata.n_obs, "") if names is None else names
         found: dict[str, float] = {}
         for name in np.unique(asked):
-            values = {scale[one] for one in np.unique(own[asked == name])}
+            values = sorted({scale[str(one)] for one in np.unique(own[asked == name])})
             if len(values) > 1:
                 raise ValueError(
                     f"Sections of obs[{self.library_key!r}] have {len(values)} scales ({some(f'{v:.4g}' for v in values)} "

@@ -342,7 +342,7 @@ def test_visium_pixels_betray_themselves():
     adata.uns[_keys.SPATIAL] = {"lib": {"scalefactors": {"spot_diameter_fullres": 76.0}}}
     with pytest.raises(
         ValueError,
-        match=r"one unit is 0.7246 µm \(spots lie 138 apart and are 76 pixels wide .* as on Visium"
+        match=r"one unit is 0.7246 µm \(spots lie 138 apart and are 76 pixels wide .* as on Visium",
     ):
         CoordinatesField().facts(adata)
     adata.obsm[_keys.SPATIAL] = grid(pitch=100.0)

@@ -200,7 +200,9 @@ def test_array_indices_are_no_places(refused):
 def test_coordinates_in_another_order_than_their_array_are_refused(refused):
     adata = visium()
     adata.obsm["spatial"] = np.random.default_rng(0).permutation(adata.obsm["spatial"])
-    with refused(adata, ValueError, r"does not follow obs\['array_row'\] .* in different orders; join them by name"):
+    with refused(
+        adata, ValueError, r"does not follow obs\['array_row'\] .* in different orders; join them by name"
+    ):
         stg.pp.coordinates_in_um(adata, um_per_unit=0.3)
 
 
@@ -215,7 +217,10 @@ def test_a_cell_that_is_run_again_gives_the_same(pixels, slide):
 
 def test_another_scale_replaces_the_first_and_says_so(pixels):
     stg.pp.coordinates_in_um(pixels, spot_pitch_um=100)
-    with pytest.warns(UserWarning, match="was converted with 0.5 µm per unit; it is replaced, now with 1"):
+    with pytest.warns(
+        UserWarning,
+        match=r"held other places, up to .* µm away, and is replaced; .* is now 1 µm \(spot pitch of 200",
+    ):
         stg.pp.coordinates_in_um(pixels, spot_pitch_um=200)
     assert grid_of(pixels.obsm["spatial_um"]).pitch == pytest.approx(200)
 

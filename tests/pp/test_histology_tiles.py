@@ -166,10 +166,14 @@ def test_files_that_cannot_be_read_are_named(slide, tmp_path, refused):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({}, ValueError, r"pixel size of the image is not known .*spot_pitch_um=100"),
+        ({}, ValueError, r"pixel size of the image is not known.*spot_pitch_um=100"),
         ({"um_per_px": 50}, ValueError, "A pixel of 50 µm is implausible; expected 0.1 to 10 µm"),
         ({"spot_pitch_um": 5}, ValueError, "A pixel of 0.05 µm is implausible"),
-        ({"um_per_px": 0.5, "spot_pitch_um": 100}, ValueError, r"contradicts each other: 0.5 µm per unit \(given as um_per_px\), and 1 \(spot pitch"),
+        (
+            {"um_per_px": 0.5, "spot_pitch_um": 100},
+            ValueError,
+            r"contradicts each other: 0.5 µm per unit \(given as um_per_px\), and 1 \(spot pitch",
+        ),
         ({"um_per_px": 1, "tile_um": 0}, ValueError, "`tile_um` must be a length in µm above 0"),
         ({"um_per_px": 1, "tile_px": 0}, ValueError, "at least 1; got 0"),
         ({"um_per_px": 1, "tile_um": 2000}, ValueError, "2000 pixels wide .* more than the image"),

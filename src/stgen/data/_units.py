@@ -138,21 +138,25 @@ def told(adata: AnnData, name: str) -> Iterator[Evidence]:
         return
     if isinstance(value, Mapping):
         known = {str(section): scale for section, scale in value.items()}
+        name = name or _only_section(adata)
         if name not in known:
-            if name == "" and len({float(scale) for scale in known.values()}) == 1:
-                name = next(iter(known))
-            else:
-                raise ValueError(
-                    f"uns[{_keys.UM_PER_UNIT!r}] has no value for "
-                    + (f"section {name!r}" if name else "a table without named sections")
-                    + f"; it has {some(known)}. Name the column of `obs` with these with `library_key=`."
-                )
+            raise ValueError(
+                f"uns[{_keys.UM_PER_UNIT!r}] has no value for "
+                + (f"section {name!r}" if name else "a table without named sections")
+                + f"; it has {some(known)}. Name the column of `obs` with these with `library_key=`."
+            )
         value = known[name]
     scale = float(np.asarray(value).reshape(-1)[0]) if np.size(value) == 1 else float("nan")
     if not (np.isfinite(scale) and scale > 0):
         raise ValueError(f"uns[{_keys.UM_PER_UNIT!r}] must be a number above 0; it is {value!r}.")
     reason = str(adata.uns.get(_keys.UM_PER_UNIT_REASON, f"read from uns[{_keys.UM_PER_UNIT!r}]"))
     yield Evidence(scale, reason, SCALE_SLACK)
+
+
+def _only_section(adata: AnnData) -> str:
+    """The section that all rows name, where nobody said which column does; empty if there is none."""
+    names = adata.obs[_keys.LIBRARY].astype(str).unique() if _keys.LIBRARY in adata.obs else []
+    return str(names[0]) if len(names) == 1 else ""
 
 
 def hinted(

@@ -69,7 +69,7 @@ class CountModel(STModel):
         histology_key
             Key in ``obsm`` of the histology embedding, spots × features.
         spatial_key
-            Key in ``obsm`` of the coordinates in µm.
+            Key in ``obsm`` of the coordinates in µm. For ``"spatial"``, ``obsm["spatial_um"]`` is read where it is.
         library_key
             Column of ``obs`` that tells sections apart.
         patient_key

@@ -121,7 +121,7 @@ def coordinates_in_um(
         here = section == name
         converted[here] = xy[here] * scale.um_per_unit + scale.offset_um
         check_pitch(converted[here], scale.um_per_unit, spatial_key, name)
-    _check_slot(adata, spatial_key, key_added, found)
+    _check_slot(adata, spatial_key, key_added, found, converted)
     record = ScaleRecord.make(
         adata,
         converted,
@@ -258,7 +258,9 @@ def check_pitch(xy_um: NDArray[np.float64], scale: float, key: str, name: str) -
         )
 
 
-def _check_slot(adata: AnnData, key: str, key_added: str, scales: Mapping[str, Scale]) -> None:
+def _check_slot(
+    adata: AnnData, key: str, key_added: str, scales: Mapping[str, Scale], xy: NDArray[np.float64]
+) -> None:
     """The result replaces earlier results of this function, with a word if they differ, and nothing else."""
     if key_added == key:
         if any(one.um_per_unit != 1.0 or one.offset_um.any() for one in scales.values()):
@@ -273,17 +275,15 @@ def _check_slot(adata: AnnData, key: str, key_added: str, scales: Mapping[str, S
         raise ValueError(
             f"obsm[{key_added!r}] exists and is not in µm by an earlier call. Choose another `key_added`."
         )
-    if not is_ours or key_added not in adata.obsm:
+    if key_added not in adata.obsm:
         return
-    before = dict(zip(map(str, record.get("section", [])), record.get("um_per_unit", []), strict=False))
-    changed = [
-        n for n, one in scales.items() if n in before and abs(one.um_per_unit / float(before[n]) - 1) > 1e-6
-    ]
-    if changed:
-        name = changed[0]
+    before = np.asarray(adata.obsm[key_added], dtype=np.float64)[:, :2]
+    moved = float(np.nanmax(np.abs(before - xy), initial=0.0))
+    if moved > 1e-6 * max(1.0, float(np.abs(xy).max(initial=0.0))):
+        first = next(iter(scales.values()))
         warn(
-            f"obsm[{key_added!r}] was converted with {float(before[name]):.4g} µm per unit{_of(name)}; it is replaced, now with "
-            f"{scales[name].um_per_unit:.4g} ({scales[name].reason}). Results and tiles made before are in the old scale."
+            f"obsm[{key_added!r}] held other places, up to {moved:.4g} µm away, and is replaced; one unit of obsm[{key!r}] is now "
+            f"{first.um_per_unit:.4g} µm ({first.reason}). Results and tiles made before go with the old places."
         )
 
 

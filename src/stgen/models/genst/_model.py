@@ -109,7 +109,7 @@ class GenST(CountModel):
             Instead of an embedding, for ``back_end="pixels"``: key in ``obsm`` of tiles as
             :func:`stgen.pp.histology_tiles` writes them, spots × pixels × pixels × 3, uint8, pixels a multiple of 32.
         spatial_key
-            Key in ``obsm`` of the coordinates in µm.
+            Key in ``obsm`` of the coordinates in µm. For ``"spatial"``, ``obsm["spatial_um"]`` is read where it is.
         library_key
             Column of ``obs`` that tells sections apart.
         patient_key

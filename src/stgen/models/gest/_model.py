@@ -130,7 +130,7 @@ class GeST(STModel):
             ``"counts"``: raw counts, which the model divides by each cell's total and logs. ``"log"``: values that are
             log-normalised already.
         spatial_key
-            Key in ``obsm`` of the coordinates in µm.
+            Key in ``obsm`` of the coordinates in µm. For ``"spatial"``, ``obsm["spatial_um"]`` is read where it is.
         library_key
             Column of ``obs`` that tells sections apart. Windows never hold cells of two sections.
         patient_key
