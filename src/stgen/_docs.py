@@ -10,8 +10,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 SHARED = {
     "adata": "Annotated data matrix, spots (or cells) × genes.",
-    "spatial_key": "Key in ``obsm`` of the coordinates, spots × 2, in µm. ``\"spatial\"`` means "
-    "``obsm[\"spatial_um\"]`` where that is, see :func:`stgen.pp.coordinates_in_um`.",
+    "spatial_key": 'Key in ``obsm`` of the coordinates, spots × 2, in µm. ``"spatial"`` means '
+    '``obsm["spatial_um"]`` where that is, see :func:`stgen.pp.coordinates_in_um`.',
     "library_key": "Column of ``obs`` that tells sections apart. Without it all spots are one section.",
     "histology_key": "Key in ``obsm`` of the histology embedding, spots × features.",
     "layer": "Layer that holds the counts. ``None`` means ``X``.",

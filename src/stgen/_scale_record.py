@@ -136,23 +136,16 @@ class ScaleRecord:
     def misfit(self, adata: AnnData, xy: NDArray[np.float64]) -> str:
         """What of these coordinates, in µm, the record does not describe; empty if it describes all."""
         section = self.sections(adata)
-        if section is None:
-            return f"it names sections by obs[{self.library_key!r}], which does not exist here"
+        if section is None:  # its column was dropped: then all that is known of all sections together
+            whole = np.r_[self.extent[:, :2].min(axis=0), self.extent[:, 2:].max(axis=0)]
+            return _beyond(xy, "", int(self.n_obs.sum()), whole) or self._moved(adata, xy)
         strange = [str(name) for name in np.unique(section) if name not in set(self.section)]
         if strange:
             return f"it knows {_sections(self.section)}, and there is section {some(map(repr, strange))}"
-        for name, n, (left, low, right, high) in zip(self.section, self.n_obs, self.extent, strict=True):
-            here = xy[section == name]
-            of = f" of section {name!r}" if name else ""
-            if len(here) > n:
-                return f"it was made for {int(n)} rows{of}, and there are {len(here)}"
-            slack = 1e-6 * max(1.0, *np.abs([left, low, right, high]))
-            outside = (here < [left - slack, low - slack]) | (here > [right + slack, high + slack])
-            if outside.any():
-                return (
-                    f"rows{of} lay in x {left:.6g} to {right:.6g} and y {low:.6g} to {high:.6g} µm, and "
-                    f"{int(outside.any(axis=1).sum())} of {len(here)} lie outside of that"
-                )
+        for name, n, extent in zip(self.section, self.n_obs, self.extent, strict=True):
+            beyond = _beyond(xy[section == name], str(name), int(n), extent)
+            if beyond:
+                return beyond
         return self._moved(adata, xy)
 
     def _moved(self, adata: AnnData, xy: NDArray[np.float64]) -> str:
@@ -177,7 +170,8 @@ class ScaleRecord:
         misfit = self.misfit(adata, xy)
         if misfit:
             raise ValueError(
-                f"uns[{_keys.SPATIAL_UM!r}] no longer describes obsm[{self.key!r}]: {misfit}. {_remedy(adata, self.key)}"
+                f"obsm[{self.key!r}] must be in µm, and uns[{_keys.SPATIAL_UM!r}] no longer describes it: {misfit}. "
+                f"{_remedy(adata, self.key)}"
             )
 
     def sections(self, adata: AnnData) -> NDArray[np.str_] | None:
@@ -191,7 +185,12 @@ class ScaleRecord:
     def scale_by_section(self, adata: AnnData, names: NDArray[np.str_] | None) -> dict[str, float]:
         """µm per unit of ``from_key``, for each of the sections that the caller tells apart."""
         own = self.sections(adata)
-        assert own is not None, "check() comes first"
+        if own is None and len(set(self.um_per_unit)) > 1:
+            raise ValueError(
+                f"uns[{_keys.SPATIAL_UM!r}] has {len(self.section)} sections with different scales and names them by "
+                f"obs[{self.library_key!r}], which does not exist here. Bring that column back."
+            )
+        own = np.full(adata.n_obs, self.section[0]) if own is None else own
         scale = dict(zip(map(str, self.section), map(float, self.um_per_unit), strict=True))
         asked = np.full(adata.n_obs, "") if names is None else names
         found: dict[str, float] = {}
@@ -209,6 +208,22 @@ class ScaleRecord:
         """The scale and why, for a message."""
         i = 0 if name is None or name not in self.section else list(self.section).index(name)
         return f"{self.um_per_unit[i]:.4g} µm per unit, {self.reason[i]}"
+
+
+def _beyond(xy: NDArray[np.float64], name: str, n: int, extent: NDArray[np.float64]) -> str:
+    """Which rows of a section cannot be a part of the ``n`` that lay in ``extent``."""
+    of = f" of section {name!r}" if name else ""
+    if len(xy) > n:
+        return f"it was made for {n} rows{of}, and there are {len(xy)}"
+    left, low, right, high = extent
+    slack = 1e-6 * max(1.0, float(np.abs(extent).max()))
+    outside = ((xy < [left - slack, low - slack]) | (xy > [right + slack, high + slack])).any(axis=1)
+    if not outside.any():
+        return ""
+    return (
+        f"rows{of} lay in x {left:.6g} to {right:.6g} and y {low:.6g} to {high:.6g} µm, and {int(outside.sum())} of "
+        f"{len(xy)} lie outside of that"
+    )
 
 
 def _witnesses(xy: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.int64]:

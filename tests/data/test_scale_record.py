@@ -64,7 +64,8 @@ def test_a_part_has_its_own_scale_not_a_median(pair):
 def test_changed_coordinates_are_noticed(pair, change, why):
     pair.obsm["spatial_um"] = change(pair.obsm["spatial_um"])
     with pytest.raises(
-        ValueError, match=rf"no longer describes obsm\['spatial_um'\].*({why}).*Call `stg.pp.coord"
+        ValueError,
+        match=rf"obsm\['spatial_um'\] must be in µm, and .* no longer describes it: .*({why}).*Call `stg.pp.coord",
     ):
         um(pair)
     stg.pp.coordinates_in_um(pair, um_per_unit={"s1": 0.5, "s2": 0.25}, library_key="section")
@@ -75,9 +76,20 @@ def test_a_section_that_the_record_does_not_know_is_noticed(pair):
     pair.obs["section"] = pair.obs["section"].astype(str).replace("s2", "s3")
     with pytest.raises(ValueError, match="it knows section 's1', 's2', and there is section 's3'"):
         um(pair)
-    del pair.obs["section"]
-    with pytest.raises(ValueError, match=r"by obs\['section'\], which does not exist here"):
-        read_places(pair)
+
+
+def test_a_record_whose_column_was_dropped_still_knows_extent_and_places(pair):
+    scales = ScaleRecord.of(pair, "spatial_um")
+    one = pair[pair.obs["section"] == "s2"].copy()
+    del one.obs["section"]
+    assert len(read_places(one).xy) == 36
+    with pytest.raises(
+        ValueError, match=r"different scales and names them by obs\['section'\], which does not"
+    ):
+        scales.scale_by_section(one, None)
+    one.obsm["spatial_um"] = one.obsm["spatial_um"] + 1
+    with pytest.raises(ValueError, match="lie outside of that|lies at"):
+        read_places(one)
 
 
 def test_a_concatenation_that_keeps_one_record_is_noticed():

@@ -393,7 +393,8 @@ def _check_not_left_behind(
     if record.from_key == key or record.from_key not in adata.obsm:
         return
     names = record.sections(adata)
-    assert names is not None
+    if names is None:
+        return
     index = {str(name): i for i, name in enumerate(record.section)}
     i = np.array([index[str(name)] for name in names])
     source = points(adata.obsm[record.from_key], f"obsm[{record.from_key!r}]")
