@@ -60,6 +60,20 @@ def as_mask(value: Any, names: pd.Index, what: str, *, of: str = "cells") -> NDA
     return _truth(column, len(names), what, of)
 
 
+def row_numbers(adata: AnnData, indices: Any) -> NDArray[np.int64]:
+    """Numbers of rows, in the order given; or of the rows of a mask or of names, as :func:`as_mask` takes them."""
+    given, n = np.asarray(indices), adata.n_obs
+    if given.dtype.kind not in "iu":
+        return np.flatnonzero(as_mask(indices, adata.obs_names, "`indices`", of="spots"))
+    if n > 2 and len(given) == n and set(np.unique(given)) <= {0, 1}:
+        raise ValueError(
+            f"`indices` has only 0 and 1, one for each of the {n} spots. If it is a mask, give `.astype(bool)`."
+        )
+    if len(given) and (given.min() < 0 or given.max() >= n):
+        raise IndexError(f"`indices` must be in 0…{n - 1}; got {given.min()} to {given.max()}.")
+    return given.astype(np.int64)
+
+
 def _truth(column: pd.Series, n: int, what: str, of: str) -> NDArray[np.bool_]:
     """True or False for each row, as it was spelled."""
     expected = _expected(n, what, of)
@@ -73,8 +87,14 @@ def _truth(column: pd.Series, n: int, what: str, of: str) -> NDArray[np.bool_]:
     said = [TRUTH.get(one.lower() if isinstance(one, str) else one) for one in column]
     strange = column[[one is None for one in said]]
     if len(strange):
-        raise ValueError(f"{expected}; got {column.dtype} with {some(map(repr, strange.unique()))}.{hint}")
+        raise ValueError(
+            f"{expected}; got {column.dtype} with {some(_shown(one) for one in strange.unique())}.{hint}"
+        )
     return np.array(said, dtype=bool)
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, str) else str(value)
 
 
 def _named(asked: pd.Index, names: pd.Index, what: str, of: str) -> NDArray[np.bool_]:
