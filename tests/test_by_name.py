@@ -461,7 +461,10 @@ def test_a_mask_is_read_however_it_is_spelled(spelled):
             np.flatnonzero(TRUE),
             r"each of the 6 cells; got int64 of shape \(3,\)\. Instead of numbers .*obs_names\[numbers\]",
         ),
-        (np.arange(6), "got int64 with 2, 3, 4, …. Instead of numbers of cells give their names"),
+        (
+            np.arange(6),
+            r"got int64 of shape \(6,\) with 2, 3, 4, …\. Instead of numbers of cells give their names",
+        ),
         (TRUE[:4], r"got bool of shape \(4,\)"),
         (TRUE[:, None], r"got ndarray of shape \(6, 1\)"),
         (pd.DataFrame({"a": TRUE}), r"got DataFrame of shape \(6, 1\)"),
@@ -474,12 +477,12 @@ def test_a_mask_is_read_however_it_is_spelled(spelled):
             "or name some of them; 1 of 2 values are neither, such as c9. Names are such as c0, c1, c2",
         ),
         (list("tumour"), "6 of 6 values are neither, such as t, u, m"),
-        (["True", "no", "False", "True", "True", "True"], "got object with 'no'"),
+        (["True", "no", "False", "True", "True", "True"], "got object of shape .* with 'no'"),
         (
             pd.Series(TRUE, NAMED).iloc[:5],
             "`mask` must have all cells; 1 of 6 are not in the index, such as c5; it has 5",
         ),
-        (TRUE * 0.5, "got float64 with 0.5"),
+        (TRUE * 0.5, "got float64 of shape .* with 0.5"),
     ],
 )
 def test_what_is_no_mask_is_refused(mask, message):
@@ -493,9 +496,9 @@ def test_a_column_must_be_there_and_be_a_mask():
     )
     with pytest.raises(KeyError, match=r"obs\['no'\] does not exist; obs has \['region', 'own'\]"):
         read_mask(adata, "no", "`mask`")
-    for column, first in (("region", "'a', 'b'"), ("own", "'c0', 'c1', 'c2'")):
+    for column, first in (("region", "'a', 'b'"), ("own", "'c0', 'c1', 'c2', …")):
         with pytest.raises(
-            ValueError, match=rf"`mask`, obs\['{column}'\], must say True or False.*with {first}"
+            ValueError, match=rf"`mask` must say True or False .* with {first} in obs\['{column}'\]"
         ):
             read_mask(adata, column, "`mask`")
 

@@ -24,7 +24,7 @@ def read_mask(adata: AnnData, value: Any, what: str, *, of: str = "cells") -> ND
     if value not in adata.obs:
         raise KeyError(f"obs[{value!r}] does not exist; obs has {list(adata.obs.columns)}.")
     # a column has its place already, even where names repeat
-    return _truth(pd.Series(adata.obs[value].array), adata.n_obs, f"{what}, obs[{value!r}],", of)
+    return _truth(pd.Series(adata.obs[value].array), adata.n_obs, what, of, where=f" in obs[{value!r}]")
 
 
 def as_mask(value: Any, names: pd.Index, what: str, *, of: str = "cells") -> NDArray[np.bool_]:
@@ -74,22 +74,23 @@ def row_numbers(adata: AnnData, indices: Any) -> NDArray[np.int64]:
     return given.astype(np.int64)
 
 
-def _truth(column: pd.Series, n: int, what: str, of: str) -> NDArray[np.bool_]:
+def _truth(column: pd.Series, n: int, what: str, of: str, *, where: str = "") -> NDArray[np.bool_]:
     """True or False for each row, as it was spelled."""
-    expected = _expected(n, what, of)
+    expected, found = _expected(n, what, of), f"got {column.dtype} of shape {column.shape}"
     is_number = pd.api.types.is_integer_dtype(column.dtype)
     hint = f" Instead of numbers of {of} give their names: `adata.obs_names[numbers]`." if is_number else ""
     if len(column) != n:
-        raise ValueError(f"{expected}; got {column.dtype} of shape {column.shape}.{hint}")
+        raise ValueError(f"{expected}; {found}.{hint}")
     n_missing = int(column.isna().sum())
     if n_missing:
-        raise ValueError(f"{expected}; {n_missing} of {n} are missing. Say what they are: `.fillna(False)`.")
+        raise ValueError(
+            f"{expected}; {n_missing} of {n} are missing{where}. Say what they are: `.fillna(False)`."
+        )
     said = [TRUTH.get(one.lower() if isinstance(one, str) else one) for one in column]
     strange = column[[one is None for one in said]]
     if len(strange):
-        raise ValueError(
-            f"{expected}; got {column.dtype} with {some(_shown(one) for one in strange.unique())}.{hint}"
-        )
+        listed = some(_shown(one) for one in strange.unique())
+        raise ValueError(f"{expected}; {found} with {listed}{where}.{hint}")
     return np.array(said, dtype=bool)
 
 
