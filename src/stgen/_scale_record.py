@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from stgen import _keys
 
-from ._text import some
+from ._by_name import some
 from ._warn import warn
 
 if TYPE_CHECKING:

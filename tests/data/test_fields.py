@@ -293,6 +293,18 @@ def test_another_encoder_or_tile_size_is_refused_at_prediction():
     HistologyField().compare(HistologyField().facts(silent), other)
 
 
+def test_features_with_names_must_come_in_the_order_of_training():
+    adata = make()
+    table = pd.DataFrame(np.asarray(adata.obsm[_keys.HISTOLOGY]), index=adata.obs_names)
+    table.columns = [f"f{i}" for i in range(table.shape[1])]
+    adata.obsm[_keys.HISTOLOGY] = table
+    facts = HistologyField().facts(adata)
+    HistologyField().compare(facts, adata)
+    adata.obsm[_keys.HISTOLOGY] = table[table.columns[::-1]]
+    with pytest.raises(ValueError, match="in their order; column 0 is 'f[1-9][0-9]*' and was 'f0'"):
+        HistologyField().compare(facts, adata)
+
+
 # coordinates ------------------------------------------------------------------------------------------------
 
 

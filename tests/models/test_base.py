@@ -374,7 +374,7 @@ def test_batches_come_in_order_and_can_be_chosen(keep):
     mask = np.zeros(256, dtype=bool)
     mask[[7, 9]] = True
     assert next(iter(model._batches(indices=mask)))["index"].tolist() == [7, 9]
-    with pytest.raises(ValueError, match="A mask must have one entry per spot; expected 256, got 3"):
+    with pytest.raises(ValueError, match="for each of the 256 spots; got bool of shape"):
         next(iter(model._batches(indices=[True, False, True])))
     with pytest.raises(IndexError, match=r"`indices` must be in 0…255; got 0 to 256"):
         next(iter(model._batches(indices=[0, 256])))

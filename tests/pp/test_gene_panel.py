@@ -137,7 +137,7 @@ def test_bad_input_is_named_and_changes_nothing(counts, refused, spoil, message)
         ({"rule": "variance"}, ValueError, "must be one of 'mean_and_sd_ranks', 'seurat_v3'; got 'variance'"),
         ({"layer": "raw"}, KeyError, r"layers\['raw'\] does not exist; layers has \[\]"),
         ({"split_key": "fold"}, KeyError, r"obs\['fold'\] does not exist"),
-        ({"train": np.ones(3, bool)}, ValueError, "must be a mask over the 120 spots"),
+        ({"train": np.ones(3, bool)}, ValueError, "must say True or False for each of the 120 spots"),
     ],
 )
 def test_bad_arguments_are_named(counts, refused, settings, error, message):

@@ -1,6 +1,6 @@
 """What every baseline for H&E → counts promises: fit on training rows, predict from what it may see.
 
-A baseline takes plain arrays. All of them get the same feature array (the caller appends the features of
+A baseline takes plain arrays, or tables that are joined by name, and answers with arrays. All of them get the same feature array (the caller appends the features of
 neighbouring spots if the model gets them), so that a comparison is one of methods and not of inputs.
 
 Three kinds. A *null* sees no histology: a model that does not beat it has learned nothing from the image.
@@ -14,9 +14,11 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from stgen._by_name import in_order, join_rows, names_of, x_and_y
 from stgen.metrics import log_counts, normalize_panel, panel_target
 
 KINDS = ("null", "baseline", "oracle")
@@ -69,6 +71,7 @@ class HistologyBaseline(ABC):
         self.random_state = random_state
         self.target_: float | None = None
         self._widths: tuple[int | None, int] = (None, 0)
+        self._columns: dict[str, pd.Index | None] = {}
 
     def fit(self, histology: ArrayLike | None, counts: Any, xy: ArrayLike, section: ArrayLike | None) -> Self:
         """Learn from training rows.
@@ -84,6 +87,7 @@ class HistologyBaseline(ABC):
         section
             Section of every spot. ``None`` means one section.
         """
+        self._columns = {"histology": names_of(histology, 1), "counts": names_of(counts, 1)}
         rows = self._check(histology, xy, section, counts)
         assert rows.counts is not None
         if len(rows.xy) < 2:
@@ -115,7 +119,9 @@ class HistologyBaseline(ABC):
             raise ValueError(
                 f"{self.name!r} is an oracle and needs the true `counts` of the rows it predicts."
             )
-        rows = self._check(histology, xy, section, counts if self.kind == "oracle" else None)
+        histology = self._as_fitted("histology", histology)
+        counts = self._as_fitted("counts", counts if self.kind == "oracle" else None)
+        rows = self._check(histology, xy, section, counts)
         n_features, n_genes = self._widths
         if rows.counts is not None and rows.counts.shape[1] != n_genes:
             raise ValueError(f"{self.name!r} was fitted on {n_genes} genes; got {rows.counts.shape[1]}.")
@@ -134,6 +140,11 @@ class HistologyBaseline(ABC):
             normalize_panel(counts, target=self.target_) if self.scale == "normalized" else log_counts(counts)
         )
 
+    def _as_fitted(self, name: str, value: Any) -> Any:
+        """A table with the columns of the training rows, where both have names."""
+        columns = self._columns[name]
+        return value if columns is None else in_order(value, columns, f"`{name}`", axis=1, of="columns")
+
     @abstractmethod
     def _fit(self, rows: Rows, y: NDArray[np.float64]) -> None:
         """Learn ``y``, the training counts on the scale of the output."""
@@ -145,6 +156,9 @@ class HistologyBaseline(ABC):
     def _check(
         self, histology: ArrayLike | None, xy: ArrayLike, section: ArrayLike | None, counts: Any
     ) -> Rows:
+        histology, counts, xy, section = join_rows(
+            histology=histology, counts=counts, xy=x_and_y(xy), section=section
+        )
         xy = np.asarray(xy, dtype=np.float64)
         if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
             raise ValueError(f"`xy` must be finite coordinates, spots × 2; got shape {xy.shape}.")

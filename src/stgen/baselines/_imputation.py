@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from stgen._by_name import join_columns, join_rows
+
 Floats = NDArray[np.float64]
 
 BLOCK = 4_000_000
@@ -64,6 +66,12 @@ class ImputationBaseline(ABC):
         -------
         Itself.
         """
+        reference_measured, reference_wanted, cell_type = join_rows(
+            reference_measured=reference_measured, reference_wanted=reference_wanted, cell_type=cell_type
+        )
+        spatial_measured, reference_measured = join_columns(
+            spatial_measured=spatial_measured, reference_measured=reference_measured
+        )
         spatial = _matrix(spatial_measured, "spatial_measured", "spots × measured genes")
         measured = _matrix(reference_measured, "reference_measured", "cells × measured genes")
         wanted = _matrix(reference_wanted, "reference_wanted", "cells × wanted genes")

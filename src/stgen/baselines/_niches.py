@@ -12,8 +12,11 @@ from __future__ import annotations
 from typing import Any, Literal, Self, cast
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from stgen._by_name import in_order, join_rows, names_of, x_and_y
+from stgen.data._rows import as_mask
 from stgen.data._windows import neighbour_index, neighbour_mean
 
 Covariance = Literal["auto", "diag", "full"]
@@ -49,17 +52,17 @@ def cell_pcs(
     -------
     Array cells × components.
     """
-    expression = _dense(expression)
+    names, expression = names_of(expression), _dense(expression)
     if train is None:
         # scores of the randomised decomposition itself: projecting again moves its last components a little
         return cast(
             NDArray[np.float64], _pca(expression, n_components, random_state).fit_transform(expression)
         )
-    rows = np.asarray(train, dtype=bool)
-    if rows.shape != (len(expression),) or not rows.any():
-        raise ValueError(
-            f"`train` must mark at least one of {len(expression)} cells; got shape {rows.shape}, {int(rows.sum())} marked."
-        )
+    if names is None:  # by position
+        names, train = pd.RangeIndex(len(expression)), np.asarray(train)
+    rows = as_mask(train, names, "`train`")
+    if not rows.any():
+        raise ValueError(f"`train` must mark at least one of {len(expression)} cells.")
     pca = _pca(expression[rows], n_components, random_state).fit(expression[rows])
     return cast(NDArray[np.float64], pca.transform(expression))
 
@@ -84,6 +87,7 @@ def neighbourhood_mean(
     -------
     Array like ``features``.
     """
+    features, xy, section = join_rows(features=features, xy=x_and_y(xy), section=section)
     features = np.asarray(features, dtype=np.float64)
     if n_neighbors < 1:
         raise ValueError(f"`n_neighbors` counts the cell itself and must be at least 1; got {n_neighbors!r}.")
@@ -182,6 +186,10 @@ class NeighbourLabels:
         """
         from sklearn.linear_model import LogisticRegression
 
+        self._genes = names_of(expression, 1)
+        expression, labels, xy, section = join_rows(
+            expression=expression, labels=labels, xy=x_and_y(xy), section=section
+        )
         expression, labels = _dense(expression), np.asarray(labels, dtype=object)
         if labels.shape != (len(expression),):
             raise ValueError(
@@ -229,6 +237,9 @@ class NeighbourLabels:
         """
         if not hasattr(self, "model_"):
             raise RuntimeError("NeighbourLabels has not been fitted; call `fit` first.")
+        expression, xy, section = join_rows(expression=expression, xy=x_and_y(xy), section=section)
+        if self._genes is not None:
+            expression = in_order(expression, self._genes, "`expression`", axis=1, of="genes")
         features = self._features(_dense(expression), xy, section)
         return cast(NDArray[np.float64], self.model_.predict_proba(features))
 

@@ -20,6 +20,7 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
+from stgen._by_name import join_rows, x_and_y
 from stgen.metrics._bootstrap import spatial_blocks
 
 Floats = NDArray[np.float64]
@@ -162,6 +163,7 @@ class PlaceBaseline(ABC):
         values
             Expression, cells × genes, on the scale of the prediction; dense or sparse.
         """
+        xy, section, values = join_rows(xy=xy, section=section, values=values)
         places, names = _check_places(xy, section)
         values = values.toarray() if sparse.issparse(values) else np.asarray(values)
         if values.ndim != 2 or len(values) != len(places):
@@ -649,6 +651,7 @@ def _nearest(known: Floats, xy: Floats, k: int) -> tuple[Floats, Ints]:
 
 
 def _check_places(xy: ArrayLike, section: ArrayLike | None) -> tuple[Floats, NDArray[np.str_]]:
+    xy, section = join_rows(xy=x_and_y(xy), section=section)
     xy = np.asarray(xy, dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all():
         raise ValueError(f"`xy` must be finite coordinates, cells × 2; got shape {xy.shape}.")

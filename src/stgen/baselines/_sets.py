@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
+from stgen._by_name import join_rows, x_and_y
+
 from ._base import HistologyBaseline
 from ._histology import CoordinateKNN, DepthOracle, NeighbourTruth, RidgeOnHistology, SectionMean
 from ._mlp import CountClassifier, MLPOnHistology
@@ -98,7 +100,10 @@ def fit_predict(
     >>> answer["ridge"].shape
     (100, 20)
     """
-    xy, section = np.asarray(xy), np.asarray(section)
+    histology, counts, xy, section, train, test = join_rows(
+        histology=histology, counts=counts, xy=x_and_y(xy), section=section, train=train, test=test
+    )
+    xy, section, train, test = map(np.asarray, (xy, section, train, test))
     counts = counts.tocsr() if sparse.issparse(counts) else np.asarray(counts)
     features = None if histology is None else np.asarray(histology)
     predictions = {}

@@ -21,6 +21,7 @@ import pandas as pd
 from scipy import sparse
 
 from stgen import _keys
+from stgen._by_name import names_of
 from stgen._warn import warn
 
 from ._names import align_genes, check_unique, some
@@ -295,7 +296,8 @@ class HistologyField(Field):
         recorded = self._recorded(adata)
         facts["encoder"] = str(recorded["encoder"]) if "encoder" in recorded else None
         facts["tile_um"] = float(recorded["tile_um"]) if "tile_um" in recorded else None
-        return facts
+        columns = names_of(adata.obsm[self.key], axis=1)
+        return facts if columns is None else facts | {"feature_names": columns.tolist()}
 
     def _recorded(self, adata: AnnData) -> Facts:
         """What ``uns`` says about this embedding."""
@@ -310,6 +312,13 @@ class HistologyField(Field):
             raise ValueError(
                 f"obsm[{self.key!r}] must have the {facts['n_features']} features the model was fitted "
                 f"with; it has {found['n_features']}. Embed with the same encoder{_named(facts['encoder'])}."
+            )
+        known, here = facts.get("feature_names"), found.get("feature_names")
+        if known and here and known != here:
+            i = next(i for i, (one, other) in enumerate(zip(known, here, strict=True)) if one != other)
+            raise ValueError(
+                f"obsm[{self.key!r}] must have the features that the model was fitted with, in their order; column {i} is "
+                f"{here[i]!r} and was {known[i]!r}. Reorder or rename the columns of the table."
             )
         if facts["encoder"] and found["encoder"] and found["encoder"] != facts["encoder"]:
             raise ValueError(

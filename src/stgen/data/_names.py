@@ -1,4 +1,4 @@
-"""Names: of genes, matched in this one place, and of anything else in a message."""
+"""Names of genes, matched in this one place."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from stgen._text import some
-
-
-def check_unique(names: pd.Index, what: str, remedy: str) -> None:
-    """Raise if names repeat, with examples."""
-    if names.is_unique:
-        return
-    repeated = names[names.duplicated()].unique()
-    raise ValueError(f"{what} must be unique; {len(repeated)} repeat: {some(repeated)}. {remedy}")
-
+from stgen._by_name import check_unique as check_unique
+from stgen._by_name import some as some
 
 _ENSEMBL = re.compile(r"^ENS[A-Z]*G\d{6,}(\.\d+)?$")
 

@@ -10,36 +10,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stgen._by_name import some, x_and_y
 from stgen._warn import warn
 
-from ._names import some
-
 N_ROWS_AT_ONCE = 4096
-
-# how readers call the columns of a table of coordinates
-_X = (
-    "x",
-    "x_um",
-    "x_px",
-    "x_centroid",
-    "center_x",
-    "centroid_x",
-    "pxl_col_in_fullres",
-    "imagecol",
-    "array_col",
-)
-_Y = (
-    "y",
-    "y_um",
-    "y_px",
-    "y_centroid",
-    "center_y",
-    "centroid_y",
-    "pxl_row_in_fullres",
-    "imagerow",
-    "array_row",
-)
-_Z = ("z", "z_um", "z_centroid", "center_z", "centroid_z")
 
 
 def points(
@@ -59,8 +33,7 @@ def points(
     rows_are
         What rows are, for messages.
     """
-    if isinstance(value, pd.DataFrame):
-        value = _columns_in_order(value, what)
+    value = x_and_y(value, what)
     array = value.toarray() if sparse.issparse(value) else np.asarray(value)
     if array.ndim != 2 or array.shape[1] not in (2, 3):
         raise ValueError(f"{what} must be {rows_are} × 2 (x, y); its shape is {array.shape}.")
@@ -77,20 +50,6 @@ def points(
             f"coordinates{which}. Drop these {rows_are}."
         )
     return xy
-
-
-def _columns_in_order(table: pd.DataFrame, what: str) -> NDArray[Any]:
-    """x, y and, if there is one, z."""
-    lower = [str(name).lower() for name in table.columns]
-    found = [[i for i, name in enumerate(lower) if name in known] for known in (_X, _Y, _Z)]
-    if not found[0] and not found[1]:
-        return table.to_numpy()
-    if len(found[0]) != 1 or len(found[1]) != 1:
-        raise ValueError(
-            f"{what} must have one column for x and one for y; its columns are {list(map(str, table.columns))}. Keep two, "
-            "called 'x' and 'y'."
-        )
-    return table.iloc[:, [i for axis in found for i in axis]].to_numpy()
 
 
 def _without_depth(xyz: NDArray[np.float64], what: str, rows_are: str) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import sparse
 
 from stgen import _keys
+from stgen._by_name import in_order
 from stgen._docs import shared_doc
 from stgen.data._fields import check_counts, read_counts
 from stgen.data._names import check_unique, some
@@ -170,20 +171,16 @@ def true_expression(adata: AnnData, found: Prediction, genes: pd.Index, truth: A
         stored = read_prediction(adata, truth)
         values = stored.block(np.arange(adata.n_obs), genes)
         return values if stored.scale == "normalized" else on_scale(adata, found, values)
-    is_table = isinstance(truth, pd.DataFrame)
-    names = (truth.index if is_table else truth.obs_names).astype(str)
-    check_unique(names, "Spot names of `truth`", "Name each once.")
-    rows = names.get_indexer(adata.obs_names.astype(str))
-    if (rows < 0).any():
-        raise ValueError(
-            f"`truth` must have all spots of `adata`; {int((rows < 0).sum())} of {adata.n_obs} are not there, such as "
-            f"{some(adata.obs_names[rows < 0])}; it has {some(names)}."
-        )
-    if is_table:
-        values = truth.to_numpy()[:, known.get_indexer(genes)][rows]
-    else:
+    if not isinstance(truth, pd.DataFrame):
         layer = _params(found).get("layer")
-        values = _block(truth, layer if layer in truth.layers else None, genes)[rows]
+        block = _block(truth, layer if layer in truth.layers else None, genes)
+        truth = pd.DataFrame(block, truth.obs_names, genes)
+    spots = in_order(truth, adata.obs_names, "`truth`", of="spots of `adata`")
+    if len(spots) != adata.n_obs:
+        raise ValueError(
+            f"`truth` must have all spots of `adata`; it has no names, and {len(spots)} rows for {adata.n_obs} spots."
+        )
+    values = in_order(spots, genes, "`truth`", axis=1, of="genes")
     return on_scale(adata, found, np.asarray(values, dtype=np.float64))
 
 

@@ -1,6 +1,7 @@
 """Metrics: arrays in, numbers out.
 
-Per gene over the spots of one section (truth, prediction: spots × genes); NaN where a value is undefined.
+Per gene over the spots of one section (truth, prediction: spots × genes); NaN where a value is undefined. Arrays are taken
+by position; where arguments are a Series or a DataFrame, the first with names sets the order, and the others are joined.
 """
 
 from ._bootstrap import bootstrap_interval, pearson_draws, spatial_blocks

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from stgen._by_name import join_tables
+
 Floats: TypeAlias = NDArray[np.float64]
 Kernel: TypeAlias = Callable[[Floats, Floats], Floats]
 
@@ -58,13 +60,8 @@ def centred(values: Floats) -> Floats:
 
 
 def check_pair(truth: Any, prediction: Any) -> tuple[Any, Any]:
-    """Both as matrices of the same shape, sparse ones in column order."""
-    names = getattr(truth, "columns", None), getattr(prediction, "columns", None)
-    if names[0] is not None and names[1] is not None and list(names[0]) != list(names[1]):
-        raise ValueError(
-            "`truth` and `prediction` are tables with different columns (or another order of them); "
-            "select the same genes in the same order first."
-        )
+    """Both as matrices of the same shape, joined by name, sparse ones in column order."""
+    truth, prediction = join_tables(truth=truth, prediction=prediction)
     truth, prediction = check_matrix(truth, "truth"), check_matrix(prediction, "prediction")
     if truth.shape != prediction.shape:
         raise ValueError(

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from stgen._by_name import join_rows, named_like, x_and_y
+
 from ._arrays import Floats, check_pair, dense, gene_blocks
 
 
@@ -50,6 +52,7 @@ def bootstrap_interval(
     >>> 0.01 <= low < high <= 0.05
     True
     """
+    values, groups = join_rows(values=values, groups=groups)
     array = np.asarray(values, dtype=np.float64)
     if array.ndim not in (1, 2) or len(array) == 0:
         raise ValueError(
@@ -87,21 +90,21 @@ def draw_weights(n_units: int, n_boot: int, random_state: int | np.random.Genera
     return generator.multinomial(n_units, np.full(n_units, 1 / n_units), size=n_boot).astype(np.float64)
 
 
-def spatial_blocks(xy: ArrayLike, *, n_blocks: int = 16) -> np.ndarray:
+def spatial_blocks(xy: Any, *, n_blocks: int = 16) -> Any:
     """Cut the spots of one section into compact blocks of equal size, by halving along the longer side.
 
     Parameters
     ----------
     xy
-        Coordinates, spots × 2.
+        Coordinates, spots × 2; of a DataFrame the columns x and y, if it has them.
     n_blocks
         Wanted number of blocks, rounded down to a power of two; a block keeps at least two spots.
 
     Returns
     -------
-    Block number of every spot.
+    Block number of every spot; a Series with the names of a DataFrame.
     """
-    xy = np.asarray(xy, dtype=np.float64)
+    given, xy = xy, np.asarray(x_and_y(xy), dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) == 0:
         raise ValueError(f"Coordinates must be spots × 2; got shape {xy.shape}.")
     parts = [np.arange(len(xy))]
@@ -110,7 +113,7 @@ def spatial_blocks(xy: ArrayLike, *, n_blocks: int = 16) -> np.ndarray:
     label = np.empty(len(xy), dtype=np.int64)
     for number, part in enumerate(parts):
         label[part] = number
-    return label
+    return named_like(label, given)
 
 
 def pearson_draws(truth: Any, prediction: Any, blocks: ArrayLike, weights: Floats) -> Floats:
@@ -129,6 +132,7 @@ def pearson_draws(truth: Any, prediction: Any, blocks: ArrayLike, weights: Float
     -------
     n_boot × genes. A constant prediction scores 0, for it shows nothing; a constant truth gives NaN.
     """
+    truth, prediction, blocks = join_rows(truth=truth, prediction=prediction, blocks=blocks)
     truth, prediction = check_pair(truth, prediction)
     member = np.eye(weights.shape[1])[:, np.asarray(blocks)]
     n_drawn = weights @ member.sum(axis=1, keepdims=True)

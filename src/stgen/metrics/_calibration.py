@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from stgen._by_name import join_tables, named_like
+
 from ._arrays import Floats
 
 
 def randomized_pit(
     counts: ArrayLike, cdf_below: ArrayLike, cdf_at: ArrayLike, *, random_state: int = 0
-) -> Floats:
+) -> Any:
     """Randomised probability integral transform: uniform on [0, 1] if the prediction is calibrated.
 
     Parameters
@@ -33,11 +35,10 @@ def randomized_pit(
 
     Returns
     -------
-    One value in [0, 1] per count.
+    One value in [0, 1] per count, under the names of ``counts``.
     """
-    counts = np.asarray(counts, dtype=np.float64)
-    below, at = np.asarray(cdf_below, dtype=np.float64), np.asarray(cdf_at, dtype=np.float64)
-    _check_shapes(counts=counts, cdf_below=below, cdf_at=at)
+    given, below, at = join_tables(counts=counts, cdf_below=cdf_below, cdf_at=cdf_at)
+    counts, below, at = _same_places(counts=given, cdf_below=below, cdf_at=at)
     slack = 1e-5  # single precision sums of a few thousand probabilities
     if (below < -slack).any() or (at > 1 + slack).any() or (below > at + slack).any():
         raise ValueError(
@@ -46,7 +47,7 @@ def randomized_pit(
         )
     place = np.random.default_rng(random_state).random(counts.shape)
     pit = np.clip(below + place * (at - below), 0, 1)
-    return np.where(np.isfinite(counts), pit, np.nan)
+    return named_like(np.where(np.isfinite(counts), pit, np.nan), given)
 
 
 def pit_deviation(pit: ArrayLike, *, n_bins: int = 20, axis: int | None = None) -> Any:
@@ -90,8 +91,7 @@ def interval_coverage(counts: ArrayLike, lower: ArrayLike, upper: ArrayLike) -> 
     -------
     One share per gene; NaN where a value is NaN.
     """
-    counts, lower, upper = (np.asarray(a, dtype=np.float64) for a in (counts, lower, upper))
-    _check_shapes(counts=counts, lower=lower, upper=upper)
+    counts, lower, upper = _same_places(counts=counts, lower=lower, upper=upper)
     _check_order(lower, upper)
     is_missing = np.isnan(counts) | np.isnan(lower) | np.isnan(upper)
     is_inside = np.where(is_missing, np.nan, (lower <= counts) & (counts <= upper))
@@ -112,8 +112,7 @@ def interval_mass(cdf_below_lower: ArrayLike, cdf_at_upper: ArrayLike) -> Floats
     -------
     One mass per gene; NaN where a value is NaN.
     """
-    below, at = np.asarray(cdf_below_lower, dtype=np.float64), np.asarray(cdf_at_upper, dtype=np.float64)
-    _check_shapes(cdf_below_lower=below, cdf_at_upper=at)
+    below, at = _same_places(cdf_below_lower=cdf_below_lower, cdf_at_upper=cdf_at_upper)
     return (at - below).mean(axis=0)
 
 
@@ -129,10 +128,16 @@ def interval_width(lower: ArrayLike, upper: ArrayLike) -> Floats:
     -------
     One width per gene; NaN where a value is NaN.
     """
-    lower, upper = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
-    _check_shapes(lower=lower, upper=upper)
+    lower, upper = _same_places(lower=lower, upper=upper)
     _check_order(lower, upper)
     return (upper - lower).mean(axis=0)
+
+
+def _same_places(**values: Any) -> list[Floats]:
+    """Arrays of one shape, joined by name where they have names."""
+    joined = [np.asarray(value, dtype=np.float64) for value in join_tables(**values)]
+    _check_shapes(**dict(zip(values, joined, strict=True)))
+    return joined
 
 
 def _check_shapes(**arrays: Floats) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from stgen._by_name import join_rows
+
 
 def ami(truth: ArrayLike, clusters: ArrayLike) -> float:
     """Adjusted mutual information, 0 by chance, 1 for the same partition.
@@ -83,7 +85,7 @@ def balanced_accuracy(truth: ArrayLike, prediction: ArrayLike) -> float:
 
 
 def _check_labels(truth: ArrayLike, other: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    truth, other = np.asarray(truth), np.asarray(other)
+    truth, other = map(np.asarray, join_rows(truth=truth, labels=other))
     if truth.ndim != 1 or truth.shape != other.shape:
         raise ValueError(
             f"Labels must be two vectors of the same length; got shapes {truth.shape} and {other.shape}."

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from stgen._by_name import named_like
+
 from ._arrays import check_matrix
 
 
@@ -28,7 +30,7 @@ def normalize_panel(counts: Any, *, target: float | None = None) -> Any:
 
     Returns
     -------
-    Array (or sparse matrix) of the same shape. A spot without any count stays 0.
+    Array (or sparse matrix, or table with the same names) of the same shape. A spot without any count stays 0.
 
     Examples
     --------
@@ -37,7 +39,7 @@ def normalize_panel(counts: Any, *, target: float | None = None) -> Any:
     array([[2., 6.],
            [4., 4.]])
     """
-    counts = _check_counts(counts)
+    given, counts = counts, _check_counts(counts)
     total = _panel_total(counts)
     target = panel_target(counts) if target is None else float(target)
     if not (np.isfinite(target) and target > 0):
@@ -45,7 +47,7 @@ def normalize_panel(counts: Any, *, target: float | None = None) -> Any:
     factor = np.divide(target, total, out=np.zeros_like(total), where=total > 0)
     if sparse.issparse(counts):
         return (sparse.diags_array(factor) @ counts).log1p().tocsr()
-    return np.log1p(counts * factor[:, None])
+    return named_like(np.log1p(counts * factor[:, None]), given)
 
 
 def log_counts(counts: Any) -> Any:
@@ -58,10 +60,10 @@ def log_counts(counts: Any) -> Any:
 
     Returns
     -------
-    Array (or sparse matrix) of the same shape.
+    Array (or sparse matrix, or table with the same names) of the same shape.
     """
-    counts = _check_counts(counts)
-    return counts.log1p().tocsr() if sparse.issparse(counts) else np.log1p(counts)
+    given, counts = counts, _check_counts(counts)
+    return counts.log1p().tocsr() if sparse.issparse(counts) else named_like(np.log1p(counts), given)
 
 
 def panel_target(counts: Any) -> float:

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike
 from scipy import sparse
 from scipy.spatial import cKDTree
 
+from stgen._by_name import join_rows, x_and_y
+
 from ._arrays import Floats, centred, check_matrix, dense, gene_blocks
 
 
@@ -23,7 +25,7 @@ def morans_i(
         Spots × genes; dense or sparse.
     xy_or_graph
         Coordinates, spots × 2, of which the nearest neighbours are taken, or a sparse spots × spots matrix of
-        weights (such as ``obsp["spatial_connectivities"]``).
+        weights (such as ``obsp["spatial_connectivities"]``). Of a DataFrame the columns x and y, if it has them.
     section
         Section of every spot: neighbours are only looked for inside it, and values are taken relative to its
         mean. Not used with a graph.
@@ -34,6 +36,7 @@ def morans_i(
     -------
     One number per gene, near 0 without spatial structure; NaN where the gene is constant.
     """
+    values, xy_or_graph, section = join_rows(values=values, xy_or_graph=x_and_y(xy_or_graph), section=section)
     values = check_matrix(values, "values")
     n_spots = values.shape[0]
     if sparse.issparse(xy_or_graph):

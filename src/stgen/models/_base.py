@@ -48,6 +48,7 @@ from stgen.data._fields import (
     field_from,
 )
 from stgen.data._loaders import Batches, SpotTable, Table
+from stgen.data._rows import row_numbers
 from stgen.nn._network import Batch, Network
 from stgen.train._files import read_bundle, read_facts, write_bundle
 from stgen.train._options import TrainingOptions
@@ -57,7 +58,7 @@ from stgen.train._runner import fit, prepare
 from stgen.train._state import TrainingState, load_state, save_state
 
 from ._example import Example
-from ._facts import difference, digest_of_rows, history, plain, positions, tuples
+from ._facts import difference, digest_of_rows, history, plain, tuples
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -274,7 +275,7 @@ class STModel(BaseModelClass):
         """Batches on the device, in the order of ``adata`` or ``indices``; inputs only unless asked."""
         adata = self._data(adata)
         self._check_inputs(adata)
-        rows = np.arange(adata.n_obs) if indices is None else positions(indices, adata.n_obs)
+        rows = np.arange(adata.n_obs) if indices is None else row_numbers(adata, indices)
         device = self.device
         for batch in Batches(self._table(adata, targets=targets), rows, batch_size or PREDICTION_BATCH):
             yield {name: tensor.to(device) for name, tensor in batch.items()}

@@ -10,18 +10,6 @@ import numpy as np
 import pandas as pd
 
 
-def positions(indices: Sequence[int] | np.ndarray, n: int) -> np.ndarray:
-    """Row numbers from row numbers or a mask."""
-    given = np.asarray(indices)
-    if given.dtype == bool:
-        if len(given) != n:
-            raise ValueError(f"A mask must have one entry per spot; expected {n}, got {len(given)}.")
-        return np.flatnonzero(given)
-    if len(given) and (given.min() < 0 or given.max() >= n):
-        raise IndexError(f"`indices` must be in 0…{n - 1}; got {given.min()} to {given.max()}.")
-    return given.astype(np.int64)
-
-
 def history(rows: Sequence[Mapping[str, float]]) -> dict[str, pd.DataFrame]:
     """One table per quantity, indexed by epoch: the form scvi-tools users know."""
     table = pd.DataFrame(list(rows))

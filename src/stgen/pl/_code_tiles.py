@@ -9,6 +9,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from stgen import _keys
+from stgen._by_name import in_order, names_of
+from stgen._warn import warn
+
 from ._axes import INK, one_axes
 
 if TYPE_CHECKING:
@@ -34,10 +38,12 @@ def code_tiles(
     Parameters
     ----------
     codes
-        The code of every spot: numbers or categories, such as a column of ``obs``. Spots without one (NaN) are left out.
+        The code of every spot: numbers or categories, such as a column of ``obs``. Spots without one (NaN) are left out. A
+        Series is joined by name where ``tiles`` are those of an AnnData.
     tiles
         Tiles in the order of spots: an array spots × height × width × 3 (RGB; numpy, h5 or zarr; uint8, or floats from 0
-        to 1), or a list of such tiles, which may differ in size. Only those that are drawn are read.
+        to 1), or a list of such tiles, which may differ in size; or the AnnData that has them in ``obsm["tiles"]``. Only
+        those that are drawn are read.
     n_codes
         Number of codes to draw, the most used first.
     n_tiles
@@ -54,13 +60,19 @@ def code_tiles(
     ValueError
         If codes and tiles are not of the same spots, or a tile is not height × width × 3.
 
+    Warns
+    -----
+    UserWarning
+        If codes have names and tiles have none, so that nothing says whether they are in the same order.
+
     Examples
     --------
     >>> import stgen as stg
     >>> adata = stg.datasets.toy_tissue(histology="images", n_sections=1, n_patients=1, spots_per_section=50)
     >>> stg.pp.histology_tiles(adata, "hires", library_key="section", tile_px=32)
-    >>> ax = stg.pl.code_tiles(adata.obs["cell_type"], adata.obsm["tiles"], n_codes=3)
+    >>> ax = stg.pl.code_tiles(adata.obs["cell_type"], adata, n_codes=3)
     """
+    codes, tiles = _same_spots(codes, tiles)
     code = _one_per_spot(codes)
     _check_numbers(n_codes=n_codes, n_tiles=n_tiles)
     n_stored = len(tiles) if isinstance(tiles, Sequence) else int(np.shape(tiles)[0])
@@ -90,6 +102,22 @@ def code_tiles(
         more = f"{n_left} more code{'s' if n_left > 1 else ''}"
         ax.set_xlabel(f"{more}, {_percent(share)} of spots", color=INK, fontsize="small")
     return ax
+
+
+def _same_spots(codes: Any, tiles: Any) -> tuple[Any, Any]:
+    """Codes joined to the spots of the tiles, where both have names; and the tiles."""
+    if not hasattr(tiles, "obs_names"):
+        if names_of(codes) is not None:
+            warn(
+                "`codes` has names and `tiles` has none, so that both are taken to be in the same order. Give the AnnData "
+                "as `tiles` to join them by name, or `codes.to_numpy()` if the order is right."
+            )
+        return codes, tiles
+    if _keys.TILES not in tiles.obsm:
+        raise KeyError(
+            f"obsm[{_keys.TILES!r}] does not exist; obsm has {list(tiles.obsm)}. Run `stg.pp.histology_tiles` first."
+        )
+    return in_order(codes, tiles.obs_names, "`codes`"), tiles.obsm[_keys.TILES]
 
 
 def _one_per_spot(codes: Any) -> pd.Series:

@@ -84,7 +84,7 @@ def _table(data: Any) -> pd.DataFrame:
             raise ValueError("This model has no history; call `train` first.")
     if isinstance(found, Mapping):
         columns = {
-            name: values.iloc[:, 0] if isinstance(values, pd.DataFrame) else pd.Series(np.asarray(values))
+            name: values.iloc[:, 0] if isinstance(values, pd.DataFrame) else pd.Series(values)
             for name, values in found.items()
         }
         found = pd.DataFrame(columns)

@@ -18,6 +18,7 @@ from scipy.stats import rankdata
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import CountsField, _row_blocks, check_counts, check_unique
+from stgen.data._rows import read_mask
 
 from ._editing import check_adata, editable, obs_column
 
@@ -61,7 +62,8 @@ def gene_panel(
         Column of ``obs`` written by :func:`stgen.pp.split`; only its ``"train"`` rows are read. ``None``
         takes ``"split"`` if that exists, else all rows are training rows, and the log says so.
     train
-        Training rows as a mask over spots, instead of ``split_key``.
+        Training rows, instead of ``split_key``: a mask over spots (a Series is joined by name), their names, or a column of ``obs``
+        that says True or False.
     library_key
         For ``"seurat_v3"``: column of ``obs`` whose sections are ranked apart and then combined.
     key_added
@@ -187,13 +189,7 @@ def _training_rows(
     if train is not None:
         if split_key is not None:
             raise ValueError("Give `train` or `split_key`, not both.")
-        mask = np.asarray(train)
-        if mask.dtype != bool or mask.shape != (adata.n_obs,):
-            raise ValueError(
-                f"`train` must be a mask over the {adata.n_obs} spots; got {mask.dtype} of shape "
-                f"{mask.shape}."
-            )
-        rows, source = mask, "mask"
+        rows, source = read_mask(adata, train, "`train`", of="spots"), "mask"
     elif split_key is None and _keys.SPLIT not in adata.obs:
         logger.info("No split: the gene panel is chosen from all %d rows.", adata.n_obs)
         return np.ones(adata.n_obs, dtype=bool), "all"

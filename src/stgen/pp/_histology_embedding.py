@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from stgen import _keys
+from stgen._by_name import in_order
 from stgen._docs import shared_doc
 from stgen._settings import settings
 from stgen.data._fields import some
@@ -68,7 +69,7 @@ def embed_histology(
         features, ``obsm["tiles"]`` is used.
     features
         Instead of tiles: features from elsewhere, as a DataFrame whose index has the names of all spots
-        (joined by name, further rows are left out), an array in the order of spots, or a key of ``obsm``.
+        (joined by name, further rows are left out), an array or a DataFrame without names in the order of spots, or a key of ``obsm``.
         ``encoder`` then only names them.
     encoder
         ``"descriptors"``: 108 numbers for colour, texture and nuclear density at two crops; no weights, no
@@ -254,7 +255,7 @@ def _join_features(
             raise KeyError(f"obsm[{features!r}] does not exist; obsm has {list(adata.obsm)}.")
         features = adata.obsm[features]
     if isinstance(features, pd.DataFrame):
-        features = _in_order_of_spots(adata, features)
+        features = in_order(features, adata.obs_names, "`features`")
         record["feature_names"] = np.array(features.columns.astype(str), dtype=str)
         features = features.to_numpy()
     features = features.toarray() if sparse.issparse(features) else np.asarray(features)
@@ -265,24 +266,6 @@ def _join_features(
             f"`features` must be spots × features, here {adata.n_obs} × F; their shape is {features.shape}."
         )
     return features.astype(np.float32), record
-
-
-def _in_order_of_spots(adata: AnnData, table: pd.DataFrame) -> pd.DataFrame:
-    index = table.index.astype(str)
-    if not index.is_unique:
-        raise ValueError(
-            f"The index of `features` must be unique; {some(index[index.duplicated()].unique())} are there "
-            "more than once."
-        )
-    place = index.get_indexer(adata.obs_names.astype(str))
-    missing = adata.obs_names[place < 0]
-    if len(missing):
-        raise ValueError(
-            f"{len(missing)} of {adata.n_obs} spots are not in the index of `features`, such as "
-            f"{some(missing)}; it has {len(index)} rows, such as {some(index)}. Features are joined by "
-            "`obs_names`."
-        )
-    return table.iloc[place]
 
 
 def _check_features(embedding: NDArray[np.float32], adata: AnnData, encoder: str) -> None:

@@ -75,7 +75,7 @@ def genst_report(
     model
         A fitted :class:`stgen.models.GenST`, the folder of one, or its id on the Hugging Face Hub (``owner/name``).
     indices
-        Rows to report on. By default those called ``"test"`` by ``split_key``, else ``"validation"``, else all.
+        Rows to report on: numbers, a mask (a Series is joined by name) or names. By default those called ``"test"`` by ``split_key``, else ``"validation"``, else all.
     layer
         Layer of the counts. ``None`` means what the model was fitted with.
     histology_key

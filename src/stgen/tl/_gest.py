@@ -210,7 +210,8 @@ def gest_generate(
     adata
         Cells to see, and with ``mask`` also those to generate.
     mask
-        Which cells to generate: a mask over the cells, or the name of a boolean column of ``obs``.
+        Which cells to generate: a mask over the cells (a Series is joined by name), their names, or a column of ``obs`` that says
+        True or False.
     places
         Instead of a mask: new places, µm, places × 2.
     sections

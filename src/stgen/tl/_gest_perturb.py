@@ -68,13 +68,14 @@ def gest_perturb(
     adata
         Cells, those of the region included.
     region
-        Which cells to change: a mask over the cells, or the name of a boolean column of ``obs``.
+        Which cells to change: a mask over the cells (a Series is joined by name), their names, or a column of ``obs`` that says
+        True or False.
     mode
         ``"activate"`` or ``"inhibit"`` ``genes``, or ``"replace"`` cells by ``profile`` or by the mean of ``cell_type``.
     genes
         Genes to activate or inhibit.
     profile
-        Log-normalised expression of the model's genes, in their order or as a Series.
+        Log-normalised expression of the model's genes, in their order; or by name: a Series, a dict, or a table of one row.
     cell_type
         A label of ``obs[labels_key]``.
     labels_key
@@ -216,17 +217,13 @@ def gest_perturb(
 
 def _check_question(adata: AnnData, region: Any, question: Mapping[str, Any]) -> np.ndarray:
     """The region as a mask; all that can be refused before a model is trained."""
-    from stgen.models.gest._question import check_choices, check_region
+    from stgen.models.gest._question import check_choices, checked_region, column
 
     names = ("genes", "profile", "cell_type", "sigma_um", "alpha")
     check_choices(question["mode"], question["null"], **{name: question[name] for name in names})
-    key = question["labels_key"]
-    for column in (key, region if isinstance(region, str) else None):
-        if column is not None and column not in adata.obs:
-            raise KeyError(f"obs[{column!r}] does not exist; obs has {list(adata.obs.columns)}.")
-    mask = adata.obs[region].to_numpy() if isinstance(region, str) else np.asarray(region)
-    check_region(mask, adata.n_obs)
-    return mask
+    if question["labels_key"] is not None:
+        column(adata.obs, question["labels_key"])
+    return checked_region(adata, region)
 
 
 def _check_measured(adata: AnnData, genes: Sequence[str] | str) -> None:

@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from stgen import _keys
+from stgen._by_name import in_order
 from stgen.models._base import Example
 from stgen.models._count_model import CountModel
 from stgen.nn._distribution import (
@@ -217,7 +218,8 @@ def _groups_of(given: Mapping[str, Any] | pd.DataFrame, genes: list[str]) -> lis
             f"`gene_groups` must name a group for each of the {len(genes)} genes; {len(missing)} have none, "
             f"such as {', '.join(missing[:3])}."
         )
-    rows = [pd.factorize(table.loc[genes, column], sort=True)[0] for column in table.columns]
+    table = in_order(table, pd.Index(genes), "`gene_groups`", of="genes")
+    rows = [pd.factorize(table[column], sort=True)[0] for column in table.columns]
     if rows[0].max() > 0:
         rows.insert(0, np.zeros(len(genes), dtype=np.int64))
     return check_groups(np.stack(rows), len(genes)).tolist()

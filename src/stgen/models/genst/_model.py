@@ -338,7 +338,7 @@ class GenST(CountModel):
         adata
             Spots with histology and counts. ``None`` takes the model's data.
         indices
-            Rows to report on. By default the test rows of the split, else its validation rows, else all.
+            Rows to report on: numbers, a mask (a Series is joined by name) or names. By default the test rows of the split, else its validation rows, else all.
         n_boot
             Draws of the intervals: over sections, and over spatial blocks within each of them.
         n_halvings

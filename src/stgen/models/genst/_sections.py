@@ -14,7 +14,7 @@ from stgen._warn import warn
 from stgen.data._fields import CoordinatesField, PatientField
 from stgen.data._loaders import Batches
 from stgen.data._names import some
-from stgen.models._facts import positions
+from stgen.data._rows import row_numbers
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -46,7 +46,7 @@ def rows_to_report(
 ) -> np.ndarray:
     """Rows asked for; else the test rows, else the validation rows, else all."""
     if indices is not None:
-        rows = positions(indices, adata.n_obs)
+        rows = row_numbers(adata, indices)
         if len(rows) == 0:
             raise ValueError(
                 "`indices` names no spot. Leave it out to take those the model has not learned from."

@@ -46,8 +46,7 @@ from ._question import (
     check_labels,
     check_numbers,
     check_profile,
-    check_region,
-    column,
+    checked_region,
 )
 from ._unseen import hidden_cells, new_places
 
@@ -301,7 +300,8 @@ class GeST(STModel):
         adata
             Cells to see, and with ``mask`` also those to generate. ``None`` takes the model's data.
         mask
-            Which cells to generate: a mask over the cells, or the name of a boolean column of ``obs``.
+            Which cells to generate: a mask over the cells (a Series is joined by name), their names, or a column of ``obs`` that
+            says True or False.
         places
             Instead of a mask: new places, µm, places × 2.
         sections
@@ -453,7 +453,8 @@ class GeST(STModel):
         adata
             Cells. ``None`` takes the model's data.
         region
-            Which cells to change: a mask over the cells, or the name of a boolean column of ``obs``.
+            Which cells to change: a mask over the cells (a Series is joined by name), their names, or a column of ``obs`` that
+            says True or False.
         mode
             ``"activate"``: ``genes`` become a·exp(−ρ²/2σ²), with a the largest value over all cells and ρ the distance
             from the region's centre. ``"inhibit"``: they become g·(1 − exp(−ρ²/2σ²)). ``"replace"``: cells get
@@ -461,7 +462,7 @@ class GeST(STModel):
         genes
             Genes to activate or inhibit.
         profile
-            Log-normalised expression of the model's genes, in their order or as a Series.
+            Log-normalised expression of the model's genes, in their order; or by name: a Series, a dict, or a table of one row.
         cell_type
             A label of ``obs[labels_key]``. Its cells are also the instances.
         labels_key
@@ -509,7 +510,7 @@ class GeST(STModel):
         adata = self._data(adata)
         self._check_inputs(adata)
         edges = check_rings(rings_um, float(self.module.window_um) / 2)
-        rows = check_region(column(adata.obs, region) if isinstance(region, str) else region, adata.n_obs)
+        rows = np.flatnonzero(checked_region(adata, region))
         numbers = None if genes is None else check_genes(genes, self.genes)
         kind, instance = check_labels(adata.obs, labels_key, cell_type)
         tissue = Tissue(*self._places(adata), self.normalized(adata), self._labels(adata))

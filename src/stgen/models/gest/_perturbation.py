@@ -25,6 +25,8 @@ import pandas as pd
 from scipy import stats
 from scipy.spatial import cKDTree
 
+from stgen._by_name import in_order
+
 MODES = ("activate", "inhibit", "replace")
 NULLS = ("tissue", "sham")
 CALLS = ("High", "Low", "n.s.")
@@ -356,8 +358,9 @@ def compare_calls(
         says = np.select([change >= MIN_CHANGE, change <= -MIN_CHANGE], ["High", "Low"], "n.s.")
         calls[name] = pd.Series(says, index=names)
     calls["no change"] = pd.Series("n.s.", index=names)
+    wanted = in_order(wanted, here, "`degs`", of="genes")
     rows: list[dict[str, Any]] = [
-        {"method": name, "accuracy": float((call[here] == wanted[here]).mean()), "n_genes": len(here)}
+        {"method": name, "accuracy": float((call[here] == wanted).mean()), "n_genes": len(here)}
         for name, call in calls.items()
     ]
     return pd.DataFrame(rows)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from stgen._by_name import in_order
+
 from ...data._names import some
+from ...data._rows import read_mask
 from ._counterfactual import Counterfactual, Tissue, nearest_other
 from ._perturbation import (
     MIN_PAIRS,
@@ -37,6 +40,9 @@ from ._perturbation import (
     typical_size,
     unusual,
 )
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 @dataclass(frozen=True)
@@ -131,18 +137,16 @@ def check_labels(
     return kind, (labels == cell_type).to_numpy()
 
 
-def check_region(region: Any, n_obs: int) -> np.ndarray:
-    """Rows of the region."""
-    region = np.asarray(region)
-    if region.dtype != bool or region.shape != (n_obs,):
-        raise ValueError(
-            f"`region` must say True or False for each of the {n_obs} cells; got {region.dtype} of shape {region.shape}."
-        )
-    if not region.any():
+def checked_region(adata: AnnData, region: Any) -> np.ndarray:
+    """The region as a mask over cells (n,), if it is some of them and leaves some."""
+    inside = read_mask(adata, region, "`region`")
+    if not inside.any():
         raise ValueError("`region` holds no cell. Coordinates and region must be in the same unit, µm.")
-    if region.all():
-        raise ValueError(f"`region` holds all {n_obs} cells, so none is left around it to be generated.")
-    return np.flatnonzero(region)
+    if inside.all():
+        raise ValueError(
+            f"`region` holds all {len(inside)} cells, so none is left around it to be generated."
+        )
+    return inside
 
 
 def check_genes(genes: Sequence[str] | str, panel: Sequence[str]) -> np.ndarray:
@@ -161,12 +165,18 @@ def check_genes(genes: Sequence[str] | str, panel: Sequence[str]) -> np.ndarray:
 
 
 def check_profile(profile: Any, panel: Sequence[str]) -> np.ndarray:
-    """(T,) log-normalised profile: values in the order of the panel, or a Series by gene."""
-    if isinstance(profile, pd.Series):
-        missing = [gene for gene in panel if gene not in profile.index]
-        if missing:
-            raise ValueError(f"`profile` must give all genes of the model's panel; {some(missing)} missing.")
-        profile = profile.loc[list(panel)]
+    """(T,) log-normalised profile: values in the order of the panel, or anything by gene."""
+    if isinstance(profile, Mapping):
+        profile = pd.Series(profile)
+    if isinstance(profile, pd.DataFrame) and 1 in profile.shape:
+        profile = profile.iloc[0] if len(profile) == 1 else profile.iloc[:, 0]
+    profile = in_order(
+        profile,
+        pd.Index(panel),
+        "`profile`",
+        of="genes of the model's panel",
+        remedy="A gene that is not expressed is 0.",
+    )
     values = np.asarray(profile, dtype=np.float32)
     if values.shape != (len(panel),) or not np.isfinite(values).all() or (values < 0).any():
         raise ValueError(

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stgen._by_name import join_rows
 from stgen.data._names import some
 from stgen.data._places import library_column
 from stgen.data._points import points
+from stgen.data._rows import read_mask
 
 from ._generation import Cells
 
@@ -21,25 +23,17 @@ if TYPE_CHECKING:
 
 
 def checked_mask(adata: AnnData, mask: Any) -> np.ndarray:
-    """A mask over cells (n,), or the column of that name, if it names some cells and leaves some."""
-    if isinstance(mask, str):
-        if mask not in adata.obs:
-            raise KeyError(f"obs[{mask!r}] does not exist; obs has {list(adata.obs.columns)}.")
-        mask = adata.obs[mask].to_numpy()
-    mask = np.asarray(mask)
-    if mask.dtype != bool or mask.shape != (adata.n_obs,):
+    """Cells to generate (n,), if they are some and leave some."""
+    hidden = read_mask(adata, mask, "`mask`")
+    if not hidden.any() or hidden.all():
         raise ValueError(
-            f"`mask` must say True or False for each of the {adata.n_obs} cells; got {mask.dtype} of shape {mask.shape}."
+            f"`mask` must name some cells and leave some to see; it names {int(hidden.sum())} of {len(hidden)}."
         )
-    if not mask.any() or mask.all():
-        raise ValueError(
-            f"`mask` must name some cells and leave some to see; it names {int(mask.sum())} of {len(mask)}."
-        )
-    return mask
+    return hidden
 
 
 def hidden_cells(adata: AnnData, mask: Any, section: np.ndarray, library_key: str | None) -> np.ndarray:
-    """Which cells a mask, or the column of that name, hides (n,); every section keeps some to see."""
+    """Which cells are hidden (n,); every section keeps some to see."""
     mask = checked_mask(adata, mask)
     blind = np.isin(section, np.setdiff1d(section[mask], section[~mask]))
     if blind.any():
@@ -55,6 +49,7 @@ def new_places(
     adata: AnnData, cells: Cells, places: Any, sections: Any, library_key: str | None
 ) -> tuple[Cells, pd.DataFrame]:
     """Places that no cell has yet, in the sections of the data, and their table of observations."""
+    places, sections = join_rows(places=places, sections=sections)
     xy = points(places, "`places`, in µm,", rows_are="places")
     if not len(xy):
         raise ValueError("`places` names no place; give coordinates in µm, places × 2.")
