@@ -301,7 +301,7 @@ def test_features_with_names_must_come_in_the_order_of_training():
     facts = HistologyField().facts(adata)
     HistologyField().compare(facts, adata)
     adata.obsm[_keys.HISTOLOGY] = table[table.columns[::-1]]
-    with pytest.raises(ValueError, match="in their order; column 0 is 'f[1-9][0-9]*' and was 'f0'"):
+    with pytest.raises(ValueError, match=r"in their order; column 0 is 'f[1-9][0-9]*' and was 'f0'"):
         HistologyField().compare(facts, adata)
 
 

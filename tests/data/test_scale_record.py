@@ -88,7 +88,7 @@ def test_a_record_whose_column_was_dropped_still_knows_extent_and_places(pair):
     ):
         scales.scale_by_section(one, None)
     one.obsm["spatial_um"] = one.obsm["spatial_um"] + 1
-    with pytest.raises(ValueError, match="lie outside of that|lies at"):
+    with pytest.raises(ValueError, match=r"lie outside of that|lies at"):
         read_places(one)
 
 
