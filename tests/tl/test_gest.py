@@ -521,7 +521,7 @@ EITHER = [
     ),
     (spatial(same_place), ValueError, "most cells lie exactly on another cell"),
     (spatial(pixels), ValueError, "must be in µm; .* these look like pixels"),
-    (undeclared_pixels, ValueError, "must be in µm; uns.* says one unit is 0.2 µm"),
+    (undeclared_pixels, ValueError, "must be in µm; one unit of section 's3' is 0.2 µm .*um_per_unit"),
     (scaled, ValueError, "X must hold counts; found negative values"),
     (logged, ValueError, "not whole numbers.* If they are log-normalised, say `expression='log'`"),
     (not_a_number, ValueError, "X must hold counts; found 1 values that are NaN"),

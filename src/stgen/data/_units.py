@@ -202,7 +202,7 @@ def _of_the_image(adata: AnnData, xy: NDArray[np.float64], name: str) -> Iterato
 
 def _of_the_slide(adata: AnnData) -> Iterator[Evidence]:
     """Tiles of LazySlide: coordinates are the upper left corners, in pixels of the slide."""
-    slide, tile = adata.uns.get("slide_properties", {}), adata.uns.get("tile_spec", {})
+    slide, tile = adata.uns.get(_keys.SLIDE_PROPERTIES, {}), adata.uns.get(_keys.TILE_SPEC, {})
     size = slide.get("mpp") if hasattr(slide, "get") else None
     if size is None or not np.isfinite(float(size)):
         return
@@ -306,9 +306,7 @@ def check_units(
 
     Returns how spots lie in each section, by name.
     """
-    record = ScaleRecord.of(adata, key)
-    if record is not None:
-        record.check(adata, xy)
+    record = _valid_record(adata, key, xy)
     _check_not_left_behind(adata, key, xy, record)
     is_claimed = record is not None or key == _keys.SPATIAL_UM
     section = np.full(len(xy), "") if names is None else names
@@ -325,6 +323,27 @@ def check_units(
         _check_pitch(key, str(name), xy[rows], grid.nearest, rows_are, is_claimed)
     _compare_pitches(key, grids)
     return grids
+
+
+def _valid_record(adata: AnnData, key: str, xy: NDArray[np.float64]) -> ScaleRecord | None:
+    """The record of this slot, if it still describes it.
+
+    One that says that a reader's own coordinates are µm converted nothing: coordinates may be moved, and are then looked
+    at as if nothing was recorded. A converted slot that no longer fits is an error.
+    """
+    record = ScaleRecord.of(adata, key)
+    if record is None or record.key != record.from_key:
+        if record is not None:
+            record.check(adata, xy)
+        return record
+    misfit = record.misfit(adata, xy)
+    if not misfit:
+        return record
+    warn(
+        f"uns[{_keys.SPATIAL_UM!r}] says that obsm[{key!r}] is in µm ({record.as_text()}), but of other coordinates: {misfit}. "
+        f"They are taken for µm as they are. {REMEDY.removesuffix('.')} if they are not."
+    )
+    return None
 
 
 def _check_traces(adata: AnnData, key: str, name: str, traces: list[Evidence], is_claimed: bool) -> None:
@@ -355,7 +374,7 @@ def _check_pitch(
     one = rows_are.removesuffix("s")
     if pitch == 0:
         raise ValueError(
-            f"obsm[{key!r}] must be in µm; most {rows_are}{_of(name)} lie exactly on another {one}. "
+            f"obsm[{key!r}] must be in µm; most {rows_are} lie exactly on another {one}{_of(name)}. "
             "Overlapping sections need `library_key=`, the column of `obs` that tells them apart."
         )
     if not LEAST_PITCH_UM <= pitch <= LARGEST_PITCH_UM:

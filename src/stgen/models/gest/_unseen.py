@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stgen._by_name import join_rows
+from stgen._warn import warn
 from stgen.data._names import some
 from stgen.data._places import library_column
 from stgen.data._points import points
@@ -50,14 +51,17 @@ def new_places(
 ) -> tuple[Cells, pd.DataFrame]:
     """Places that no cell has yet, in the sections of the data, and their table of observations."""
     places, sections = join_rows(places=places, sections=sections)
-    xy = points(places, "`places`, in µm,", rows_are="places")
+    try:
+        xy = points(places, "`places`", rows_are="places")
+    except ValueError as error:
+        raise ValueError(f"`places` must be finite coordinates in µm, places × 2. {error}") from None
     if not len(xy):
-        raise ValueError("`places` names no place; give coordinates in µm, places × 2.")
+        raise ValueError("`places` must be finite coordinates in µm, places × 2; there is none.")
     obs = pd.DataFrame(index=[f"place_{i}" for i in range(len(xy))])
     key = library_column(adata, library_key if library_key in adata.obs else None)
     if key is None:
         asked_for = Cells(xy, np.zeros(len(xy), dtype=np.int64))
-        check_within_reach(asked_for, cells)
+        warn_of_far_places(asked_for, cells)
         return asked_for, obs
     names = adata.obs[key].astype(str).to_numpy()
     code = dict(zip(names, cells.section, strict=True))
@@ -75,12 +79,12 @@ def new_places(
         )
     obs[key] = listed.astype(str)
     asked_for = Cells(xy, np.array([code[name] for name in listed.astype(str)]))
-    check_within_reach(asked_for, cells)
+    warn_of_far_places(asked_for, cells)
     return asked_for, obs
 
 
-def check_within_reach(places: Cells, cells: Cells) -> None:
-    """Raise on places that are farther from their section than it is wide: another unit, or another section's."""
+def warn_of_far_places(places: Cells, cells: Cells) -> None:
+    """Say which places are farther from their section than it is wide: another unit, or another section's."""
     for code in np.unique(places.section):
         here, there = places.xy[places.section == code], cells.xy[cells.section == code]
         low, high = there.min(axis=0), there.max(axis=0)
@@ -88,8 +92,8 @@ def check_within_reach(places: Cells, cells: Cells) -> None:
         gap = np.linalg.norm(np.maximum(0.0, np.maximum(low - here, here - high)), axis=1)
         far = gap > max(width, 1.0)
         if far.any():
-            raise ValueError(
-                f"`places` must lie in or near the section, which spans x {low[0]:.6g} to {high[0]:.6g} and y {low[1]:.6g} to "
-                f"{high[1]:.6g} µm; {int(far.sum())} of {len(here)} lie up to {gap.max():.6g} µm away from that. Are they in "
-                "µm, with x before y, and of this section?"
+            warn(
+                f"{int(far.sum())} of {len(here)} `places` lie up to {gap.max():.6g} µm away from the section, which spans "
+                f"x {low[0]:.6g} to {high[0]:.6g} and y {low[1]:.6g} to {high[1]:.6g} µm: what is said of them is what is said "
+                "of its nearest cells. Are they in µm, with x before y, and of this section?"
             )
