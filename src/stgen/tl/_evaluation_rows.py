@@ -18,6 +18,7 @@ from stgen import _keys
 from stgen.data._fields import _row_blocks as row_blocks
 from stgen.data._fields import check_counts, check_one_section, read_counts, some
 from stgen.data._predictions import Prediction
+from stgen.data._splits import read_split
 from stgen.pp._editing import coordinates, obs_column
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def _sections(adata: AnnData, groups: str | None, xy: np.ndarray, spatial_key: s
     if groups is None:
         check_one_section(xy, adata.obs, spatial_key)
         return np.full(adata.n_obs, "all", dtype=object)
-    return obs_column(adata, groups).astype(str).to_numpy(dtype=object)
+    return obs_column(adata, groups).to_numpy(dtype=object)
 
 
 def _split(adata: AnnData, split_key: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,14 +176,13 @@ def _split(adata: AnnData, split_key: str | None) -> tuple[np.ndarray, np.ndarra
             f"obs[{split_key!r}] does not exist; obs has {list(adata.obs.columns)}. Write it with `stg.pp.split` before "
             "training, or say `split_key=None` to score all spots, without any null that needs training rows."
         )
-    column = adata.obs[split_key].astype(str).to_numpy()
-    masks = tuple(column == name for name in (_keys.TRAIN, _keys.VALIDATION, _keys.TEST))
-    if not masks[2].any():
+    roles = read_split(adata.obs, split_key)
+    if not roles.test.any():
         raise ValueError(
-            f"obs[{split_key!r}] calls no spot {_keys.TEST!r}; it has {some(sorted(set(column)))}. Scores on spots that "
+            f"obs[{split_key!r}] calls no spot {_keys.TEST!r}; it has {roles.counted()}. Scores on spots that "
             "training or stopping has seen would be meaningless."
         )
-    return masks[0], masks[1], masks[2]
+    return roles.train, roles.validation, roles.test
 
 
 def _patients(adata: AnnData, patient_key: str | None) -> np.ndarray | None:
@@ -190,7 +190,7 @@ def _patients(adata: AnnData, patient_key: str | None) -> np.ndarray | None:
         if _keys.PATIENT not in adata.obs:
             return None
         patient_key = _keys.PATIENT
-    return obs_column(adata, patient_key).astype(str).to_numpy(dtype=object)
+    return obs_column(adata, patient_key).to_numpy(dtype=object)
 
 
 def _shared(
