@@ -75,6 +75,15 @@ def cast_words(values: Any) -> list[str]:
     return sorted({str(one) for one in values if isinstance(one, str) and one in CAST})
 
 
+def without_cast(column: pd.Series) -> pd.Series:
+    """The column as it is, but for text that a cast made of missing values: that is missing."""
+    is_categorical = isinstance(column.dtype, pd.CategoricalDtype)
+    text = cast_words(column.cat.categories if is_categorical else pd.unique(column))
+    if not text:
+        return column
+    return column.cat.remove_categories(text) if is_categorical else column.where(~column.isin(text))
+
+
 def _column(values: Any) -> pd.Series:
     if isinstance(values, pd.Series):
         return values

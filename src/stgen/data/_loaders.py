@@ -216,6 +216,7 @@ def _units(
     # counts may also be read to look at them, of sections that nobody split
     if (
         isinstance(split, SplitField)
+        and split.key is not None
         and split.key in adata.obs
         and read_split(adata.obs, split.key).train.any()
     ):

@@ -58,7 +58,7 @@ def read_split(obs: pd.DataFrame, key: str) -> Roles:
             f"obs[{key!r}] does not exist; obs has {list(obs.columns)}. Write it with `stg.pp.split`."
         )
     words = read_labels(obs[key])
-    strange = {word: n for word, n in words.value_counts().items() if word not in ROLES}
+    strange = {str(word): n for word, n in words.value_counts().items() if word not in ROLES}
     found = [f"{word!r} ({n} spots)" for word, n in strange.items()]
     if n_missing := int(words.isna().sum()):
         found.append(f"{n_missing} missing{cast_hint(obs[key])}")

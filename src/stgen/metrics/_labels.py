@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from stgen._labels import cast_hint, read_labels
+
 
 def ami(truth: ArrayLike, clusters: ArrayLike) -> float:
     """Adjusted mutual information, 0 by chance, 1 for the same partition.
@@ -83,17 +85,17 @@ def balanced_accuracy(truth: ArrayLike, prediction: ArrayLike) -> float:
 
 
 def _check_labels(truth: ArrayLike, other: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    truth, other = np.asarray(truth), np.asarray(other)
-    if truth.ndim != 1 or truth.shape != other.shape:
+    shapes = np.shape(truth), np.shape(other)
+    if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
         raise ValueError(
-            f"Labels must be two vectors of the same length; got shapes {truth.shape} and {other.shape}."
+            f"Labels must be two vectors of the same length; got shapes {shapes[0]} and {shapes[1]}."
         )
-    if len(truth) == 0:
+    if shapes[0] == (0,):
         raise ValueError("There are no labels to compare; check the rows that were selected.")
     for labels in (truth, other):
-        n_missing = int(sum(label is None or label != label for label in labels))
+        n_missing = int(read_labels(labels).isna().sum())
         if n_missing:
             raise ValueError(
-                f"{n_missing} label(s) are missing; drop these spots from both before comparing."
+                f"{n_missing} label(s) are missing{cast_hint(labels)}; drop these spots from both before comparing."
             )
-    return truth.astype(str), other.astype(str)
+    return read_labels(truth).to_numpy().astype(str), read_labels(other).to_numpy().astype(str)

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stgen._labels import read_labels, spelling
+
 from ...data._names import some
 from ._counterfactual import Counterfactual, Tissue, nearest_other
 from ._perturbation import (
@@ -120,15 +122,15 @@ def check_labels(
         if cell_type is not None:
             raise ValueError("`cell_type` needs `labels_key`, the column of `obs` with cell types.")
         return None, None
-    labels = column(obs, labels_key).astype(str)
+    labels = read_labels(column(obs, labels_key), f"obs[{labels_key!r}]")
     kind = pd.factorize(labels)[0]
     if cell_type is None:
         return kind, None
-    if cell_type not in set(labels):
+    if spelling(cell_type) not in set(labels.dropna()):
         raise ValueError(
-            f"`cell_type` must be one of obs[{labels_key!r}], {some(sorted(set(labels)))}; got {cell_type!r}."
+            f"`cell_type` must be one of obs[{labels_key!r}], {some(sorted(set(labels.dropna())))}; got {cell_type!r}."
         )
-    return kind, (labels == cell_type).to_numpy()
+    return kind, (labels == spelling(cell_type)).to_numpy()
 
 
 def check_region(region: Any, n_obs: int) -> np.ndarray:
