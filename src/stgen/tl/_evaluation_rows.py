@@ -31,6 +31,7 @@ SMALL_SECTION = 100
 
 TRAIN_SECTIONS = "train_sections"
 TRAIN_PATIENTS = "train_patients"
+SEEN = "seen_in_training"
 """Where a prediction's record in ``uns`` may say what its model was trained on."""
 
 
@@ -77,6 +78,7 @@ def scored_rows(
     flags = [lost] if lost else []
     flags += _shared(adata, section, is_train | is_validation, is_test, patient_key, allow_shared_patients)
     flags += _seen(adata, predictions, section, is_test, patient_key, allow_shared_patients)
+    flags += _seen_spots(adata, predictions, split_key, allow_shared_patients)
 
     total = np.concatenate([np.asarray(block.sum(axis=1), dtype=float).ravel() for block in row_blocks(X)])
     counts = read_counts(X, adata.var_names.get_indexer(genes))
@@ -242,6 +244,25 @@ def _seen(
                 "evaluated here. Evaluate others, or say `allow_shared_patients=True`, which flags the table."
             )
         flags.append(f"{prediction.key} was trained on {some(seen)}")
+    return flags
+
+
+def _seen_spots(
+    adata: AnnData, predictions: Sequence[Prediction], split_key: str | None, is_allowed: bool
+) -> list[str]:
+    """Predictions whose record says that the model was trained on spots of this AnnData, which a section need not tell."""
+    flags = []
+    for prediction in predictions:
+        seen = _recorded(adata, prediction, SEEN)
+        n_spots = int(seen.get("n_spots", 0)) if hasattr(seen, "get") else 0
+        if n_spots and split_key is None and not is_allowed:
+            raise ValueError(
+                f"The model behind {prediction.key!r} was trained on {n_spots} of these spots (uns[{prediction.key!r}]), and "
+                "without a split all of them are evaluated. Name the column that tells test spots apart with `split_key=`, or "
+                "say `allow_shared_patients=True`, which flags the table."
+            )
+        if n_spots:
+            flags.append(f"{prediction.key} was trained on {n_spots} spots of this AnnData")
     return flags
 
 
