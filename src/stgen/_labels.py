@@ -39,7 +39,7 @@ def spelling(label: Any) -> str | None:
     """One label as text: whole numbers without a point, as they are in a column of integers; ``None`` if missing."""
     if isinstance(label, str):
         return None if label in CAST else str(label)
-    if pd.isna(label):
+    if pd.api.types.is_scalar(label) and pd.isna(label):
         return None
     if isinstance(label, float | np.floating) and float(label).is_integer():
         return str(int(label))

@@ -283,17 +283,24 @@ def test_who_taught_is_marked_and_left_out_of_scores(known, model):
         stg.get.confusion(known, "some")
 
 
+def test_how_many_taught_from_where_is_logged(known, new, model, caplog):
+    model.learn_labels("region", known)
+    with caplog.at_level("INFO", logger="stgen"):
+        stg.tl.gest_annotate(new, model=model)
+    assert "Labels were learned from 120 cells, 0 of them among the 120 that are named." in caplog.text
+
+
 def test_that_most_cells_taught_is_said_aloud(known, model):
     known.obs["most"] = known.obs["region"].astype(str).where(np.arange(N) > 2)
     with pytest.warns(
-        UserWarning, match=r"117 of the 120 cells that are named taught .*'gest_niche_learned'"
+        UserWarning, match=r"from 117 cells, 117 of them among the 120 that are named: .*'gest_niche_learned'"
     ):
         stg.tl.gest_annotate(known, labels_key="most", model=model)
 
 
 def test_a_model_taught_on_these_cells_says_so(known, new, model):
     model.learn_labels("region", known)
-    with pytest.warns(UserWarning, match="120 of the 120 cells"):
+    with pytest.warns(UserWarning, match="from 120 cells, 120 of them among the 120 that are named"):
         stg.tl.gest_annotate(known, model=model)
     assert known.uns["gest_niche"]["n_learned"] == N
     stg.tl.gest_annotate(new, model=model)

@@ -190,7 +190,7 @@ def gest_annotate(
     reader = _taught(adata, ready, source)
     found = reader._named(adata)
     learned = reader._taught(adata)
-    _say_who_taught(learned, learn_from, mark)
+    _say_who_taught(reader, learned, learn_from, mark)
 
     values = found.to_numpy(dtype=np.float32)
     classes = [str(name) for name in found.columns]
@@ -229,13 +229,15 @@ def _taught(adata: AnnData, ready: Ready, source: Source) -> GeST:
     return reader
 
 
-def _say_who_taught(learned: np.ndarray, learn_from: str | None, column: str) -> None:
-    """How many of the cells that are named had taught; aloud if that is most of them and nobody asked for it."""
-    n, n_learned = len(learned), int(learned.sum())
-    said = f"{n_learned} of the {n} cells that are named taught the labels; obs[{column!r}] marks them"
-    if learn_from is None and 2 * n_learned > n:
-        warn(f"{said}. Leave them out of any score, as `stg.get.confusion` does.")
-    elif n_learned:
+def _say_who_taught(reader: GeST, learned: np.ndarray, learn_from: str | None, mark: str) -> None:
+    """How many cells taught, and how many of them are named; aloud if that is most of them and nobody asked for it."""
+    if reader._teachers is None:  # a model from a folder does not say
+        return
+    n_learned = int(learned.sum())
+    said = f"Labels were learned from {len(reader._teachers)} cells, {n_learned} of them among the {len(learned)} that are named"
+    if learn_from is None and 2 * n_learned > len(learned):
+        warn(f"{said}: obs[{mark!r}] marks these. Leave them out of any score, as `stg.get.confusion` does.")
+    else:
         logger.info("%s.", said)
 
 
