@@ -142,6 +142,11 @@ def probability_key(key: str) -> str:
     return f"{key}_probability"
 
 
+def learned_key(key: str) -> str:
+    """Column of ``obs``: whether a cell's own label taught the model that wrote the labels ``key``."""
+    return f"{key}_learned"
+
+
 def colors_key(key: str) -> str:
     """``uns``: a colour for each category of ``obs[key]``, as scanpy keeps them."""
     return f"{key}_colors"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stgen import _keys
 
 from ._by_name import some
+from ._labels import read_labels
 from ._warn import warn
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ class ScaleRecord:
     def sections(self, adata: AnnData) -> NDArray[np.str_] | None:
         """Section of every row as the record calls them; ``None`` if its column is missing."""
         if self.library_key and self.library_key in adata.obs:
-            return adata.obs[self.library_key].astype(str).to_numpy().astype(str)
+            return read_labels(adata.obs[self.library_key]).to_numpy().astype(str)
         if len(self.section) == 1:
             return np.full(adata.n_obs, self.section[0])
         return None

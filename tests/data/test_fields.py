@@ -396,7 +396,7 @@ def test_sections_side_by_side_need_no_library_key():
 def test_every_spot_needs_a_section():
     adata = make(section=["a"] * 35 + [None])
     with pytest.raises(
-        ValueError, match=r"obs\['section'\] must name the section of every spot; 1 are missing"
+        ValueError, match=r"obs\['section'\] must have a value for every spot; 1 are missing"
     ):
         CoordinatesField(library_key="section").facts(adata)
     with pytest.raises(KeyError, match=r"obs\['slide'\] does not exist; obs has \['section'\]"):

@@ -471,3 +471,20 @@ def test_a_store_is_asked_for_before_anything_is_trained(panel, reference, tmp_p
     monkeypatch.setattr(_model, "MAX_BYTES", 1000)
     made = stg.tl.causalged_impute(panel, reference, out=tmp_path / "a.zarr", **FAST)
     assert made.shape == (N, M)
+
+
+# the answer may not have been seen --------------------------------------------------------------------------------------
+
+
+def test_a_truth_that_training_had_measured_is_said_to_be_seen(model, panel):
+    """Measured genes that are dropped and imputed again would look well imputed: the model has learned from them."""
+    kept = panel[:, 2:].copy()
+    dropped = list(panel.var_names[:2])
+    with pytest.warns(
+        UserWarning, match=r"2 of the 2 imputed genes were measured in training, such as"
+    ) as said:
+        stg.tl.causalged_impute(kept, model=model, genes=dropped)
+    assert any("Judge imputation by genes that training never measured" in str(one.message) for one in said)
+    assert list(kept.uns["causalged"]["seen_in_training"]["genes"]) == dropped
+    stg.tl.causalged_impute(panel, model=model)
+    assert "genes" not in panel.uns["causalged"]["seen_in_training"]

@@ -493,3 +493,15 @@ def test_seed_decides_and_is_recorded(adata):
     pd.testing.assert_frame_equal(run(adata, random_state=1), first)
     assert adata.uns[_keys.EVALUATION]["params"]["random_state"] == 1
     assert row(run(adata, random_state=2))["gain_low"] != row(first)["gain_low"]
+
+
+def test_spots_that_a_model_was_trained_on_are_not_scored_unsaid(adata):
+    """Without names of sections the record of the prediction still says how many spots the model had seen."""
+    adata.uns["good"] = {"seen_in_training": {"n_spots": 120}, "params": {}}
+    with pytest.raises(ValueError, match=r"trained on 120 of these spots .* Name the column .* `split_key=`"):
+        run(adata, split_key=None)
+    table = run(adata, split_key=None, allow_shared_patients=True)
+    assert table["flags"].str.contains("good was trained on 120 spots of this AnnData").all()
+    assert run(adata)["flags"].str.contains("good was trained on 120 spots").any()
+    del adata.uns["good"]
+    assert not run(adata, split_key=None)["flags"].str.contains("was trained on").any()

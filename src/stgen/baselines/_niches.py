@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from stgen._by_name import in_order, join_rows, names_of, x_and_y
+from stgen._labels import read_labels
 from stgen.data._rows import as_mask
 from stgen.data._windows import neighbour_index, neighbour_mean
 
@@ -178,7 +179,7 @@ class NeighbourLabels:
         expression
             Cells × genes, log-normalised. Cells without a label belong to the neighbourhoods.
         labels
-            A label per cell; cells with a missing one (``None`` or NaN) are not learned from.
+            A label per cell; cells with a missing one (in any spelling) are not learned from.
         xy
             Coordinates, cells × 2.
         section
@@ -190,13 +191,14 @@ class NeighbourLabels:
         expression, labels, xy, section = join_rows(
             expression=expression, labels=labels, xy=x_and_y(xy), section=section
         )
-        expression, labels = _dense(expression), np.asarray(labels, dtype=object)
-        if labels.shape != (len(expression),):
+        expression = _dense(expression)
+        if np.shape(labels) != (len(expression),):
             raise ValueError(
-                f"There must be a label per cell: {len(expression)} cells, labels {labels.shape}."
+                f"There must be a label per cell: {len(expression)} cells, labels {np.shape(labels)}."
             )
-        is_known = np.array([label is not None and label == label for label in labels], dtype=bool)
-        known = labels[is_known].astype(str)
+        text = read_labels(labels, "`labels`")
+        is_known = text.notna().to_numpy()
+        known = text.to_numpy()[is_known].astype(str)
         if len(np.unique(known)) < 2:
             raise ValueError(
                 f"Labels must have at least two classes to be told apart; found {[str(one) for one in np.unique(known)]}."

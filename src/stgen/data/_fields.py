@@ -22,11 +22,13 @@ from scipy import sparse
 
 from stgen import _keys
 from stgen._by_name import names_of
+from stgen._labels import full_column
 from stgen._warn import warn
 
 from ._names import align_genes, check_unique, some
 from ._places import Places, library_column, places_and_grids, read_places, um_slot
 from ._points import finite_rows
+from ._splits import read_split
 from ._units import Grid, compare_with_training, pitch_facts
 
 if TYPE_CHECKING:
@@ -416,9 +418,7 @@ class PatientField(Field):
         return self.key is None
 
     def facts(self, adata: AnnData) -> Facts:
-        if self.key not in adata.obs:
-            raise KeyError(f"obs[{self.key!r}] does not exist; obs has {list(adata.obs.columns)}.")
-        return {"n_patients": int(adata.obs[self.key].nunique())}
+        return {"n_patients": int(full_column(adata.obs, str(self.key)).nunique())}
 
 
 @dataclass(frozen=True)
@@ -451,22 +451,10 @@ class SplitField(Field):
         if self.key is None:
             nothing = np.empty(0, dtype=np.int64)
             return np.arange(adata.n_obs), nothing, nothing
-        if self.key not in adata.obs:
-            raise KeyError(
-                f"obs[{self.key!r}] does not exist; obs has {list(adata.obs.columns)}. Write it with "
-                "`stg.pp.split`."
-            )
-        column = adata.obs[self.key].astype(object).to_numpy()
-        names = (_keys.TRAIN, _keys.VALIDATION, _keys.TEST)
-        strange = [value for value in pd.unique(column) if value not in (*names, _keys.BUFFER)]
-        if strange:
-            raise ValueError(
-                f"obs[{self.key!r}] must hold {', '.join(map(repr, names))}; found "
-                f"{some(map(repr, strange))}. Write it with `stg.pp.split`."
-            )
-        train, validation, test = (np.flatnonzero(column == name) for name in names)
-        if len(train) == 0:
+        roles = read_split(adata.obs, self.key)
+        if not roles.train.any():
             raise ValueError(f"obs[{self.key!r}] names no {_keys.TRAIN!r} row, so there is nothing to fit.")
+        train, validation, test = map(np.flatnonzero, (roles.train, roles.validation, roles.test))
         return train, validation, test
 
 
@@ -477,7 +465,7 @@ def check_patients(adata: AnnData, patient: PatientField, split: SplitField) -> 
     """
     if patient.is_empty or split.is_empty:
         return
-    who = adata.obs[patient.key].astype(str).to_numpy()
+    who = full_column(adata.obs, str(patient.key)).to_numpy()
     train, _, test = split.rows(adata)
     both = set(who[train]) & set(who[test])
     if both:

@@ -20,11 +20,12 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stgen import _keys
+from stgen._labels import read_labels
 from stgen.nn._network import Batch
 
 from ._fields import CoordinatesField, CountsField, Field, HistologyField, PatientField, SplitField
 from ._patches import patches
+from ._splits import read_split
 from ._tiles import TilesField
 
 if TYPE_CHECKING:
@@ -215,13 +216,14 @@ def _units(
     # counts may also be read to look at them, of sections that nobody split
     if (
         isinstance(split, SplitField)
+        and split.key is not None
         and split.key in adata.obs
-        and (adata.obs[split.key] == _keys.TRAIN).any()
+        and read_split(adata.obs, split.key).train.any()
     ):
         train = split.rows(adata)[0]
     candidates = [section]
     if isinstance(patient, PatientField) and patient.key is not None and patient.key in adata.obs:
-        candidates.insert(0, pd.factorize(adata.obs[patient.key], sort=True)[0])
+        candidates.insert(0, pd.factorize(read_labels(adata.obs[patient.key]), sort=True)[0])
     for codes in candidates:
         if codes is not None and len(known := np.unique(codes[train])) > 1:
             return np.searchsorted(known, codes).astype(np.int64)

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from stgen import _keys
+from stgen._labels import full_column
 from stgen._scale_record import ScaleRecord
 
 from ._points import points
@@ -106,13 +107,7 @@ def section_names(
     if column is None:
         check_one_section(xy, adata.obs, key, rows_are=rows_are)
         return None
-    values = adata.obs[column]
-    if values.isna().any():
-        raise ValueError(
-            f"obs[{column!r}] must name the section of every {rows_are.removesuffix('s')}; {int(values.isna().sum())} "
-            "are missing."
-        )
-    return values.astype(str).to_numpy().astype(str)
+    return full_column(adata.obs, column, rows_are=rows_are).to_numpy().astype(str)
 
 
 # names that mean a section and little else; `batch` or `slice` may cut one section into parts

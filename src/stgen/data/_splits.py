@@ -7,17 +7,89 @@ the spots. Groups are put in order by name first, so the answer does not depend 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import difflib
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
 from stgen import _keys
+from stgen._labels import cast_hint, read_labels
 
 Share = float | str | Sequence[str]
 """A share of the spots, or the names of groups."""
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+
+
+class Roles(NamedTuple):
+    """Masks over spots, one for each word of a split; every spot is in one of them."""
+
+    train: NDArray[np.bool_]
+    validation: NDArray[np.bool_]
+    test: NDArray[np.bool_]
+    buffer: NDArray[np.bool_]
+
+    @property
+    def is_seen(self) -> NDArray[np.bool_]:
+        """Spots that training or stopping looks at."""
+        return self.train | self.validation
+
+    def counted(self) -> str:
+        """How many spots have which role, for a message."""
+        return ", ".join(f"{word} ({mask.sum()})" for word, mask in self._asdict().items() if mask.any())
+
+
+ROLES = (_keys.TRAIN, _keys.VALIDATION, _keys.TEST, _keys.BUFFER)
+
+
+def read_split(obs: pd.DataFrame, key: str) -> Roles:
+    """The roles that a column of ``obs`` gives to spots. The only place where such a column is read.
+
+    A word that is not known would silently take its spots out of training and out of every guard against spots that
+    training has seen, so it is refused, as is a spot without one.
+    """
+    if key not in obs:
+        raise KeyError(
+            f"obs[{key!r}] does not exist; obs has {list(obs.columns)}. Write it with `stg.pp.split`."
+        )
+    words = read_labels(obs[key])
+    strange = {str(word): n for word, n in words.value_counts().items() if word not in ROLES}
+    found = [f"{word!r} ({n} spots)" for word, n in strange.items()]
+    if n_missing := int(words.isna().sum()):
+        found.append(f"{n_missing} missing{cast_hint(obs[key])}")
+    if found:
+        raise ValueError(
+            f"obs[{key!r}] must hold {', '.join(map(repr, ROLES[:3]))}; found {_some(found)}{_meant(strange)} Write it with "
+            f"`stg.pp.split`, or rename what it holds; spots that nobody may read are called {_keys.BUFFER!r}."
+        )
+    column = words.to_numpy()
+    return Roles(*(column == word for word in ROLES))
+
+
+def _meant(words: Iterable[str]) -> str:
+    """The roles that were meant, most likely: the end of a sentence."""
+    near = dict.fromkeys(role for role in map(_nearest, words) if role is not None)
+    return f": did you mean {' and '.join(map(repr, near))}?" if near else "."
+
+
+def _nearest(word: str) -> str | None:
+    plain = word.strip().casefold()
+    begun = [role for role in ROLES if plain and (role.startswith(plain) or plain.startswith(role))]
+    near = begun if len(begun) == 1 else difflib.get_close_matches(plain, ROLES, 1)
+    return near[0] if near else None
+
+
+# ------------------------------------------------------------------------------------------------------------- writing
+
+
+DEFAULT_FINER = "split finer, for example `by='block'`"
+FINER = {"block": "make blocks smaller (`block_um=`)", "spot": "give more spots"}
+"""What leaves more groups to divide, by what a group is."""
 
 
 def split_groups(
@@ -60,7 +132,7 @@ def split_groups(
         raise ValueError(
             f"No {what} is left for training: there {'is' if len(names) == 1 else 'are'} {len(names)} "
             f"({_some(names)}), and `validation={validation!r}` and `test={test!r}` each take at least one. "
-            "Lower one of them to 0, or split finer, for example `by='block'`."
+            f"Lower one of them to 0, name fewer, or {FINER.get(what, DEFAULT_FINER)}."
         )
     return role[codes.reshape(-1)]
 
@@ -117,6 +189,16 @@ def block_labels(xy: NDArray[np.float64], section: ArrayLike | None, *, block_um
         column, row = np.floor((xy[here] - xy[here].min(axis=0)) / block_um).astype(int).T
         labels[here] = [f"{one} {x:06d} {y:06d}" for x, y in zip(column, row)]
     return labels.astype(str)
+
+
+def check_training_left(roles: Roles, *, buffer_um: float, block_um: float) -> None:
+    """Raise if a buffer has eaten all that was for training."""
+    if not roles.train.any():
+        raise ValueError(
+            f"No spot is left for training: {roles.counted()}. All training spots lie closer than "
+            f"`buffer_um={buffer_um:g}` to a held-out block of `block_um={block_um:g}`. Lower `buffer_um`, make blocks "
+            "larger, or hold out less (`validation=`, `test=`)."
+        )
 
 
 def too_close(

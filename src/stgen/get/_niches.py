@@ -10,6 +10,7 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
+from stgen._labels import read_labels, spelling, without_cast
 from stgen.data._places import library_column, read_xy
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def niches(
 
     Returns
     -------
-    Table with ``section`` (if there is one), ``x``, ``y`` and ``niche``; where there are probabilities of niches,
-    ``probability`` of the niche that was called and then one column for each niche.
+    Table with ``section`` (if there is one), ``x``, ``y`` and ``niche``; where some cells taught the labels, ``learned``
+    (leave those out of any score); where there are probabilities of niches, ``probability`` of the niche that was called and then one column for each niche.
 
     Examples
     --------
@@ -53,7 +54,10 @@ def niches(
     """
     _check_column(adata, key)
     table = places(adata, spatial_key, library_key)
-    table["niche"] = adata.obs[key]
+    table["niche"] = without_cast(adata.obs[key])
+    learned = learned_cells(adata, key)
+    if learned is not None:
+        table["learned"] = learned
     found = _probabilities(adata, key)
     if found is not None:
         table["probability"] = found.max(axis=1)
@@ -77,6 +81,14 @@ def _check_column(adata: AnnData, key: str) -> None:
         raise KeyError(f"obs[{key!r}] does not exist; obs has {list(adata.obs.columns)}.")
 
 
+def learned_cells(adata: AnnData, key: str) -> np.ndarray | None:
+    """Which cells taught the model that wrote ``obs[key]``; ``None`` if none did."""
+    column = _keys.learned_key(key)
+    if column not in adata.obs or not isinstance(adata.uns.get(key), Mapping):
+        return None
+    return adata.obs[column].to_numpy(dtype=bool)
+
+
 def _probabilities(adata: AnnData, key: str) -> pd.DataFrame | None:
     """Cells × classes, if they were written beside the labels."""
     record, slot = adata.uns.get(key), _keys.probability_key(key)
@@ -93,6 +105,7 @@ def confusion(
     prediction: str = _keys.GEST_NICHE,
     *,
     normalize: str | None = None,
+    with_learned: bool = False,
 ) -> pd.DataFrame:
     """How often each true label was called each label.
 
@@ -107,6 +120,10 @@ def confusion(
     normalize
         ``"truth"`` divides by the cells of each true label, ``"prediction"`` by those of each label called. ``None``
         counts cells.
+    with_learned
+        Also count cells whose label taught the model that calls (``obs["{prediction}_learned"]`` of
+        :func:`stgen.tl.gest_annotate`). By default they are left out, and ``attrs["n_learned"]`` says how many: a
+        model that has seen the answer is not judged by it.
 
     Returns
     -------
@@ -126,10 +143,20 @@ def confusion(
         )
     for key in (truth, prediction):
         _check_column(adata, key)
-    has_both = (adata.obs[truth].notna() & adata.obs[prediction].notna()).to_numpy()
-    if not has_both.any():
+    true, called = (read_labels(adata.obs[key], f"obs[{key!r}]") for key in (truth, prediction))
+    is_judged = (true.notna() & called.notna()).to_numpy()
+    if not is_judged.any():
         raise ValueError(f"No cell has a label in both obs[{truth!r}] and obs[{prediction!r}].")
-    true, called = adata.obs[truth][has_both].astype(str), adata.obs[prediction][has_both].astype(str)
+    learned = None if with_learned else learned_cells(adata, prediction)
+    n_learned = 0 if learned is None else int((is_judged & learned).sum())
+    if learned is not None:
+        is_judged &= ~learned
+    if not is_judged.any():
+        raise ValueError(
+            f"All {n_learned} cells with a label in obs[{truth!r}] taught the model that wrote obs[{prediction!r}], so that "
+            "none is left to judge it by. Name cells that did not teach, or say `with_learned=True` to count these."
+        )
+    true, called = true[is_judged], called[is_judged]
     rows = _in_order(adata.obs[truth], set(true))
     columns = _in_order(adata.obs[prediction], set(called))
     both = [name for name in rows if name in set(columns)]
@@ -137,15 +164,24 @@ def confusion(
     columns = both + [name for name in columns if name not in both]
     table = pd.crosstab(true.to_numpy(), called.to_numpy()).reindex(index=rows, columns=columns, fill_value=0)
     table.index.name, table.columns.name = truth, prediction
+    table.attrs["n_learned"] = n_learned
     if normalize == "truth":
         return table.div(table.sum(axis=1), axis=0)
     return table if normalize is None else table.div(table.sum(axis=0), axis=1)
 
 
+def _order(column: pd.Series) -> list[str]:
+    """Labels in the order of their categories, else of the alphabet."""
+    is_categorical = isinstance(column.dtype, pd.CategoricalDtype)
+    known = (
+        map(spelling, column.cat.categories) if is_categorical else sorted(set(read_labels(column).dropna()))
+    )
+    return [name for name in dict.fromkeys(known) if name is not None]
+
+
 def _in_order(column: pd.Series, present: set[str]) -> list[str]:
-    """Labels that occur, in the order of their categories."""
-    known = column.cat.categories if isinstance(column.dtype, pd.CategoricalDtype) else sorted(present)
-    return [name for name in map(str, known) if name in present]
+    """Labels that occur, in that order."""
+    return [name for name in _order(column) if name in present]
 
 
 @shared_doc
@@ -201,7 +237,8 @@ def meta_cells(adata: AnnData, key: str = _keys.X_GEST, *, by: str | Sequence[st
 
 def _commonest(column: pd.Series, label: np.ndarray, n: int) -> tuple[Any, np.ndarray]:
     """The commonest label of each meta cell, and its share; none where it has no labelled cell."""
-    values = column.astype("category")
+    named = read_labels(column, f"obs[{column.name!r}]")
+    values = pd.Series(pd.Categorical(named, categories=_order(column)))
     code, categories = values.cat.codes.to_numpy(), values.cat.categories
     known = code >= 0
     table = np.zeros((n, len(categories)), dtype=np.int64)

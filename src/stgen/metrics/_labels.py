@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stgen._by_name import join_rows
+from stgen._labels import cast_hint, read_labels
 
 
 def ami(truth: ArrayLike, clusters: ArrayLike) -> float:
@@ -85,17 +86,18 @@ def balanced_accuracy(truth: ArrayLike, prediction: ArrayLike) -> float:
 
 
 def _check_labels(truth: ArrayLike, other: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    truth, other = map(np.asarray, join_rows(truth=truth, labels=other))
-    if truth.ndim != 1 or truth.shape != other.shape:
+    truth, other = join_rows(truth=truth, labels=other)
+    shapes = np.shape(truth), np.shape(other)
+    if len(shapes[0]) != 1 or shapes[0] != shapes[1]:
         raise ValueError(
-            f"Labels must be two vectors of the same length; got shapes {truth.shape} and {other.shape}."
+            f"Labels must be two vectors of the same length; got shapes {shapes[0]} and {shapes[1]}."
         )
-    if len(truth) == 0:
+    if shapes[0] == (0,):
         raise ValueError("There are no labels to compare; check the rows that were selected.")
     for labels in (truth, other):
-        n_missing = int(sum(label is None or label != label for label in labels))
+        n_missing = int(read_labels(labels).isna().sum())
         if n_missing:
             raise ValueError(
-                f"{n_missing} label(s) are missing; drop these spots from both before comparing."
+                f"{n_missing} label(s) are missing{cast_hint(labels)}; drop these spots from both before comparing."
             )
-    return truth.astype(str), other.astype(str)
+    return read_labels(truth).to_numpy().astype(str), read_labels(other).to_numpy().astype(str)

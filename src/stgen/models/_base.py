@@ -35,6 +35,7 @@ from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from stgen import _keys
+from stgen._labels import read_labels
 from stgen._settings import settings
 from stgen.data._fields import (
     CoordinatesField,
@@ -469,7 +470,9 @@ class STModel(BaseModelClass):
         place, patient = self._field(CoordinatesField), self._field(PatientField)
 
         def names(key: str | None) -> list[str]:
-            return [] if key is None else sorted(adata.obs[key].iloc[train_rows].astype(str).unique())
+            return (
+                [] if key is None else sorted(read_labels(adata.obs[key].iloc[train_rows]).dropna().unique())
+            )
 
         return {
             "n_training_spots": len(train_rows),

@@ -23,6 +23,7 @@ def confusion(
     truth: str,
     prediction: str = _keys.GEST_NICHE,
     *,
+    with_learned: bool = False,
     cmap: str = "Greens",
     ax: Axes | None = None,
 ) -> Axes:
@@ -36,6 +37,8 @@ def confusion(
         Column of ``obs`` with true labels. Cells without one are left out.
     prediction
         Column of ``obs`` with labels that were called.
+    with_learned
+        Also count cells whose label taught the model; by default they are left out, and the title says how many.
     cmap
         Colour map.
     ax
@@ -47,7 +50,7 @@ def confusion(
     >>> adata = stg.datasets.toy_tissue(n_sections=1, n_patients=1, spots_per_section=100)
     >>> ax = stg.pl.confusion(adata, "region", "cell_type")
     """
-    cells = count(adata, truth, prediction)
+    cells = count(adata, truth, prediction, with_learned=with_learned)
     share = cells.div(cells.sum(axis=1), axis=0)
     n_rows, n_columns = share.shape
     ax = one_axes(ax, 2.4 + 0.55 * n_columns, 1.7 + 0.45 * n_rows)
@@ -67,7 +70,9 @@ def confusion(
     both = [name for name in cells.index if name in set(cells.columns)]
     if both:
         agree = np.diag(cells.loc[both, both].to_numpy()).sum() / cells.to_numpy().sum()
-        ax.set_title(f"{agree:.0%} of cells agree", fontsize="medium")
+        n_learned = cells.attrs["n_learned"]
+        left_out = f" ({n_learned} that taught are left out)" if n_learned else ""
+        ax.set_title(f"{agree:.0%} of cells agree{left_out}", fontsize="medium")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     bar = ax.figure.colorbar(image, ax=ax, shrink=0.8, aspect=18, pad=0.02)

@@ -11,6 +11,7 @@ from scipy import sparse
 
 from stgen import _keys
 from stgen._docs import shared_doc
+from stgen._labels import without_cast
 from stgen.data._names import some
 from stgen.get._niches import places
 
@@ -117,7 +118,7 @@ def niches(
 def _values(adata: AnnData, color: str, layer: str | None) -> pd.Series:
     """One value for each cell: categories or numbers."""
     if color in adata.obs:
-        column = adata.obs[color]
+        column = without_cast(adata.obs[color])
         is_number = pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
         return column if is_number else column.astype("category")
     if color in adata.var_names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from stgen._labels import full_column
 from stgen.data._fields import check_observations
 
 if TYPE_CHECKING:
@@ -41,12 +42,5 @@ def editable(adata: AnnData, *, copy: bool) -> AnnData:
 
 
 def obs_column(adata: AnnData, key: str) -> pd.Series:
-    """A column of ``obs`` without gaps."""
-    if key not in adata.obs:
-        raise KeyError(f"obs[{key!r}] does not exist; obs has {list(adata.obs.columns)}.")
-    column = adata.obs[key]
-    if column.isna().any():
-        raise ValueError(
-            f"obs[{key!r}] must have a value for every spot; {int(column.isna().sum())} are missing."
-        )
-    return column
+    """A column of ``obs`` without gaps, as text in one spelling."""
+    return full_column(adata.obs, key)

@@ -19,6 +19,7 @@ from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import CountsField, _row_blocks, check_counts, check_unique
 from stgen.data._rows import read_mask
+from stgen.data._splits import read_split
 
 from ._editing import check_adata, editable, obs_column
 
@@ -195,7 +196,7 @@ def _training_rows(
         return np.ones(adata.n_obs, dtype=bool), "all"
     else:
         key = _keys.SPLIT if split_key is None else split_key
-        rows = (obs_column(adata, key).astype(object) == _keys.TRAIN).to_numpy()
+        rows = read_split(adata.obs, key).train
         source = f"{key} == {_keys.TRAIN}"
     if not rows.any():
         raise ValueError(f"There is no training row ({source}), so a panel cannot be chosen.")
@@ -220,7 +221,7 @@ def _rank_by_seurat_v3(
         return by_name
     table = AnnData(counts[:, by_name].astype(np.float64))
     if library_key is not None:
-        table.obs[library_key] = obs_column(adata, library_key).astype(str).to_numpy()[rows]
+        table.obs[library_key] = obs_column(adata, library_key).to_numpy()[rows]
     found = sc.pp.highly_variable_genes(
         table, flavor="seurat_v3", n_top_genes=n_genes, batch_key=library_key, inplace=False
     )

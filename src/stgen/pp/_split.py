@@ -13,7 +13,15 @@ from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._names import some
 from stgen.data._places import library_column, read_places
-from stgen.data._splits import block_labels, split_groups, too_close
+from stgen.data._splits import (
+    ROLES,
+    Roles,
+    block_labels,
+    check_training_left,
+    read_split,
+    split_groups,
+    too_close,
+)
 
 from ._editing import check_adata, editable, obs_column
 
@@ -70,7 +78,7 @@ def split(
         With blocks: training spots closer than this to a validation or test spot are left out of all three
         and called ``"buffer"``.
     within
-        Split only the rows that ``obs[key_added]`` calls this, for example ``within="train"`` with ``test=0``
+        Split only the rows that ``obs[key_added]`` calls this word, for example ``within="train"`` with ``test=0``
         to take validation blocks out of the training sections of an earlier split. Other rows keep what they
         are.
     key_added
@@ -88,8 +96,9 @@ def split(
     Raises
     ------
     ValueError
-        If nothing is left for training, a named section or patient does not exist, or coordinates are not
-        finite.
+        If nothing is left for training (groups or names that take all, a buffer as wide as the blocks), a named
+        section or patient does not exist, coordinates are not finite, or with ``within`` the earlier split holds
+        other words or gaps.
 
     Examples
     --------
@@ -103,16 +112,17 @@ def split(
         raise ValueError(f"`by` must be one of {', '.join(map(repr, WAYS))}; got {by!r}.")
     if buffer_um < 0 or (buffer_um > 0 and by != "block"):
         raise ValueError(f"`buffer_um` is a distance in µm between blocks (`by='block'`); got {buffer_um!r}.")
-    rows = _rows_to_split(adata, within, key_added)
     library_key = library_column(adata, library_key, usual=_keys.LIBRARY)
+    before = None if within is None else _split_before(adata, within, key_added)
     section = _optional_column(adata, library_key, _keys.LIBRARY)
     patient = _optional_column(adata, patient_key, _keys.PATIENT)
     xy = read_places(adata, spatial_key, library_key).xy if by == "block" else None
 
     groups = _groups(adata, by, section, patient, xy, block_um)
     column = np.full(adata.n_obs, _keys.TRAIN, dtype=object)
-    if within is not None:
-        column = adata.obs[key_added].astype(object).to_numpy().copy()
+    for word, mask in {} if before is None else before._asdict().items():
+        column[mask] = word
+    rows = np.ones(adata.n_obs, dtype=bool) if before is None else getattr(before, str(within))
     column[rows] = split_groups(
         groups[rows],
         validation=validation,
@@ -122,8 +132,10 @@ def split(
     )
     if xy is not None and buffer_um > 0:
         column[too_close(xy, section, column, buffer_um=buffer_um)] = _keys.BUFFER
+    roles = read_split(pd.DataFrame({key_added: column}), key_added)
+    check_training_left(roles, buffer_um=buffer_um, block_um=block_um)
     if patient is not None and by == "section":
-        _warn_about_shared_patients(patient, column)
+        _warn_about_shared_patients(patient, roles)
 
     params: dict[str, Any] = {"by": by, "random_state": int(random_state)}
     params |= {"validation": _storable(validation), "test": _storable(test)}
@@ -132,30 +144,26 @@ def split(
     if within is not None:
         params["within"] = within
     adata = editable(adata, copy=copy)
-    values = [_keys.TRAIN, _keys.VALIDATION, _keys.TEST]
-    values += [_keys.BUFFER] if (column == _keys.BUFFER).any() else []
-    adata.obs[key_added] = pd.Categorical(column, categories=values)
+    adata.obs[key_added] = pd.Categorical(column, categories=ROLES if roles.buffer.any() else ROLES[:-1])
     adata.uns[key_added] = {"params": params}
     return adata if copy else None
 
 
-def _rows_to_split(adata: AnnData, within: str | None, key: str) -> np.ndarray:
-    if within is None:
-        return np.ones(adata.n_obs, dtype=bool)
-    column = obs_column(adata, key).astype(object).to_numpy()
-    rows = column == within
-    if not rows.any():
-        raise ValueError(
-            f"obs[{key!r}] calls no row {within!r}; it has {some(sorted(set(map(str, column))))}."
-        )
-    return rows
+def _split_before(adata: AnnData, within: str, key: str) -> Roles:
+    """The earlier split, of which ``within`` is divided."""
+    if within not in ROLES:
+        raise ValueError(f"`within` must be one of {', '.join(map(repr, ROLES))}; got {within!r}.")
+    roles = read_split(adata.obs, key)
+    if not getattr(roles, within).any():
+        raise ValueError(f"obs[{key!r}] calls no row {within!r}; it has {roles.counted()}.")
+    return roles
 
 
 def _optional_column(adata: AnnData, key: str | None, usual: str) -> np.ndarray | None:
     """The named column, else the usual one if it exists."""
     if key is None and usual not in adata.obs:
         return None
-    return obs_column(adata, usual if key is None else key).astype(str).to_numpy()
+    return obs_column(adata, usual if key is None else key).to_numpy().astype(str)
 
 
 def _groups(
@@ -183,10 +191,9 @@ def _groups(
     return column
 
 
-def _warn_about_shared_patients(patient: np.ndarray, column: np.ndarray) -> None:
+def _warn_about_shared_patients(patient: np.ndarray, roles: Roles) -> None:
     """Sections of one patient resemble each other far more than sections of two."""
-    known = set(patient[np.isin(column, [_keys.TRAIN, _keys.VALIDATION])])
-    shared = sorted(known & set(patient[column == _keys.TEST]))
+    shared = sorted(set(patient[roles.is_seen]) & set(patient[roles.test]))
     if shared:
         warnings.warn(
             f"Patient {some(shared)} has sections in training and in test: scores will be of known patients. "

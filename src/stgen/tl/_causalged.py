@@ -15,6 +15,7 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
+from stgen._labels import full_column
 from stgen._warn import warn
 from stgen.data._fields import CoordinatesField, read_counts
 from stgen.data._names import check_unique, some
@@ -152,7 +153,8 @@ def causalged_impute(
     Warns
     -----
     UserWarning
-        If measured genes are not in the reference, or some of the model's are not in ``adata``.
+        If measured genes are not in the reference, some of the model's are not in ``adata``, or training had measured
+        genes that are imputed here, and perhaps in these spots.
 
     See Also
     --------
@@ -373,7 +375,7 @@ def _spatial_table(
     values = read_counts(field.matrix(adata), None if is_known.all() else np.flatnonzero(is_known))
     obs = pd.DataFrame(index=adata.obs_names)
     if library_key is not None:
-        obs[library_key] = adata.obs[library_key].astype(str)
+        obs[library_key] = full_column(adata.obs, library_key)
     table = Table(obs=obs, var=pd.DataFrame(index=adata.var_names[is_known]), obsm={spatial_key: xy})
     if layer is None:
         table.X = values
@@ -441,6 +443,7 @@ def _record(adata: AnnData, ready: Ready, made: AnnData, params: Mapping[str, An
         patient=None,
         trained_spots=None,
     )
+    seen |= _seen_genes(ready.fitted, made, seen)
     return record_of(
         ready.fitted,
         ready.path,
@@ -460,6 +463,20 @@ def _record(adata: AnnData, ready: Ready, made: AnnData, params: Mapping[str, An
         share=float(facts["share"]),
         table=columns_of(made.var),
     )
+
+
+def _seen_genes(fitted: CausalGeD, made: AnnData, seen: Mapping[str, Any]) -> dict[str, Any]:
+    """Imputed genes that training had measured; said aloud where that may have been in these spots."""
+    genes = made.var_names[made.var_names.isin(fitted.measured_genes)]
+    if not len(genes):
+        return {}
+    if seen or not fitted.card["training_sections"]:
+        warn(
+            f"{len(genes)} of the {made.n_vars} imputed genes were measured in training, such as {some(genes)}: if the model "
+            "was trained on these spots it has seen the answer, and agreement says nothing. Judge imputation by genes that "
+            "training never measured."
+        )
+    return {"genes": np.array(genes.astype(str), dtype=object)}
 
 
 def _write(adata: AnnData, made: AnnData, record: dict[str, Any], key: str) -> None:

@@ -19,6 +19,7 @@ from stgen.data._fields import _row_blocks as row_blocks
 from stgen.data._fields import check_counts, read_counts, some
 from stgen.data._places import library_column, read_places
 from stgen.data._predictions import Prediction
+from stgen.data._splits import read_split
 from stgen.pp._editing import obs_column
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ SMALL_SECTION = 100
 
 TRAIN_SECTIONS = "train_sections"
 TRAIN_PATIENTS = "train_patients"
+SEEN = "seen_in_training"
 """Where a prediction's record in ``uns`` may say what its model was trained on."""
 
 
@@ -78,6 +80,7 @@ def scored_rows(
     flags = [lost] if lost else []
     flags += _shared(adata, section, is_train | is_validation, is_test, patient_key, allow_shared_patients)
     flags += _seen(adata, predictions, section, is_test, patient_key, allow_shared_patients)
+    flags += _seen_spots(adata, predictions, split_key, allow_shared_patients)
 
     total = np.concatenate([np.asarray(block.sum(axis=1), dtype=float).ravel() for block in row_blocks(X)])
     counts = read_counts(X, adata.var_names.get_indexer(genes))
@@ -162,7 +165,7 @@ def _truth(adata: AnnData, truth: str | None, predictions: Sequence[Prediction])
 def _sections(adata: AnnData, column: str | None) -> np.ndarray:
     if column is None:
         return np.full(adata.n_obs, "all", dtype=object)
-    return obs_column(adata, column).astype(str).to_numpy(dtype=object)
+    return obs_column(adata, column).to_numpy(dtype=object)
 
 
 def _split(adata: AnnData, split_key: str | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -174,14 +177,13 @@ def _split(adata: AnnData, split_key: str | None) -> tuple[np.ndarray, np.ndarra
             f"obs[{split_key!r}] does not exist; obs has {list(adata.obs.columns)}. Write it with `stg.pp.split` before "
             "training, or say `split_key=None` to score all spots, without any null that needs training rows."
         )
-    column = adata.obs[split_key].astype(str).to_numpy()
-    masks = tuple(column == name for name in (_keys.TRAIN, _keys.VALIDATION, _keys.TEST))
-    if not masks[2].any():
+    roles = read_split(adata.obs, split_key)
+    if not roles.test.any():
         raise ValueError(
-            f"obs[{split_key!r}] calls no spot {_keys.TEST!r}; it has {some(sorted(set(column)))}. Scores on spots that "
+            f"obs[{split_key!r}] calls no spot {_keys.TEST!r}; it has {roles.counted()}. Scores on spots that "
             "training or stopping has seen would be meaningless."
         )
-    return masks[0], masks[1], masks[2]
+    return roles.train, roles.validation, roles.test
 
 
 def _patients(adata: AnnData, patient_key: str | None) -> np.ndarray | None:
@@ -189,7 +191,7 @@ def _patients(adata: AnnData, patient_key: str | None) -> np.ndarray | None:
         if _keys.PATIENT not in adata.obs:
             return None
         patient_key = _keys.PATIENT
-    return obs_column(adata, patient_key).astype(str).to_numpy(dtype=object)
+    return obs_column(adata, patient_key).to_numpy(dtype=object)
 
 
 def _shared(
@@ -241,6 +243,25 @@ def _seen(
                 "evaluated here. Evaluate others, or say `allow_shared_patients=True`, which flags the table."
             )
         flags.append(f"{prediction.key} was trained on {some(seen)}")
+    return flags
+
+
+def _seen_spots(
+    adata: AnnData, predictions: Sequence[Prediction], split_key: str | None, is_allowed: bool
+) -> list[str]:
+    """Predictions whose record says that the model was trained on spots of this AnnData, which a section need not tell."""
+    flags = []
+    for prediction in predictions:
+        seen = _recorded(adata, prediction, SEEN)
+        n_spots = int(seen.get("n_spots", 0)) if hasattr(seen, "get") else 0
+        if n_spots and split_key is None and not is_allowed:
+            raise ValueError(
+                f"The model behind {prediction.key!r} was trained on {n_spots} of these spots (uns[{prediction.key!r}]), and "
+                "without a split all of them are evaluated. Name the column that tells test spots apart with `split_key=`, or "
+                "say `allow_shared_patients=True`, which flags the table."
+            )
+        if n_spots:
+            flags.append(f"{prediction.key} was trained on {n_spots} spots of this AnnData")
     return flags
 
 

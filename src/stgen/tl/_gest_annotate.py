@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy as copies
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,14 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
+from stgen._warn import warn
 from stgen.pp._editing import check_adata, editable
 
 from ._gest_source import (
     METHOD,
     Ready,
     Source,
-    cells_among,
+    check_some_left,
     gest_record,
     labels_to_learn,
     quantization,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
     from stgen.models import GeST
 
+logger = logging.getLogger("stgen")
+
 ANNOTATION = "an annotation"
 
 
@@ -42,6 +46,7 @@ def gest_annotate(
     labels_key: str | None = None,
     model: GeST | str | Path | None = None,
     train_on: AnnData | Sequence[AnnData] | Mapping[str, AnnData] | None = None,
+    learn_from: str | None = None,
     by_section: bool | None = None,
     save: str | Path | None = None,
     genes: Sequence[str] | None = None,
@@ -61,19 +66,24 @@ def gest_annotate(
 
     Labels come from the sections of ``train_on``; without those and without a ``model``, from the labelled cells of
     ``adata``, which then train the model too. A ``model`` may know labels already; else the labelled cells of ``adata``
-    teach a copy of it.
+    teach a copy of it. Some cells of ``adata`` must be left without a label: cells that are named by a model that has
+    learned their own labels agree with these far better than new ones would.
 
     Parameters
     ----------
     adata
         Cells to name.
     labels_key
-        Column of ``obs`` with the labels to learn; cells whose label is missing teach nothing. Can be left out for a
-        ``model`` that has learned labels.
+        Column of ``obs`` with the labels to learn; cells whose label is missing (in any spelling: NaN, ``None``,
+        ``"nan"``) teach nothing, nor does a class of a single cell. Can be left out for a ``model`` that has learned
+        labels.
     model
         %(gest_model)s
     train_on
         %(gest_train_on)s They hold the labels.
+    learn_from
+        ``None``, or ``"adata"`` to allow that every cell that is named has taught its own label, which is refused
+        otherwise.
     by_section
         Compare each cell with the rest of its own section, so that patients, chemistry and depth cancel, and with them
         what a section has more of. ``None`` does so if labelled cells lie in several sections.
@@ -109,14 +119,22 @@ def gest_annotate(
     ``None``, or the copy. Writes ``obs[key_added]``, the likeliest label (categorical), for all cells, also those that
     taught; ``obsm["{key_added}_probability"]``, cells × labels, float32; and ``uns[key_added]``: ``classes`` (the
     labels, in the order of those columns), ``n_learned`` (cells of ``adata`` whose label taught; leave them out when
-    counting errors), ``params``, ``model``, ``quantization``, ``seen_in_training`` and ``versions``.
-    :func:`stgen.get.niches` gives a table.
+    counting errors), ``params``, ``model``, ``quantization``, ``seen_in_training`` and ``versions``. If any cells of
+    ``adata`` taught, ``obs["{key_added}_learned"]`` marks them; :func:`stgen.get.confusion` and
+    :func:`stgen.pl.confusion` leave them out. :func:`stgen.get.niches` gives a table.
 
     Raises
     ------
     ValueError
-        If there are no labels, only one, or one of a single cell; if inputs are not like those the model was fitted on,
+        If there are no labels, fewer than two classes of two cells, or numbers that look like a score; if all cells of
+        ``adata`` would teach and ``learn_from`` does not say so; if inputs are not like those the model was fitted on,
         or the result would replace something that is not an annotation.
+
+    Warns
+    -----
+    UserWarning
+        If a class has a single cell and is left out, text such as ``"nan"`` counts as missing, or more than half of the
+        cells that are named taught.
 
     See Also
     --------
@@ -135,7 +153,8 @@ def gest_annotate(
     check_adata(adata, copy=copy, rows_are="cells")
     check_key(key_added)
     slot = _keys.probability_key(key_added)
-    for where, one in (("obs", key_added), ("uns", key_added), ("obsm", slot)):
+    mark = _keys.learned_key(key_added)
+    for where, one in (("obs", key_added), ("uns", key_added), ("obsm", slot), ("obs", mark)):
         check_replaceable(adata, one, METHOD, task=ANNOTATION, slots=(where,), owner=key_added)
     source = Source(
         model=model,
@@ -153,8 +172,11 @@ def gest_annotate(
         random_state=random_state,
         labels_key=labels_key,
         by_section=by_section,
+        learn_from=learn_from,
     )
     source.check()
+    if learn_from not in (None, "adata"):
+        raise ValueError(f'`learn_from` must be "adata" or None; got {learn_from!r}.')
     if model is None and labels_key is None:
         raise ValueError(
             "`labels_key` must name the column of `obs` with the labels to learn; only a `model` that has learned labels "
@@ -165,8 +187,10 @@ def gest_annotate(
     if labels_key == key_added:
         raise ValueError(f"`key_added` is {key_added!r}, where the labels lie. Choose another `key_added`.")
     ready = ready_model(adata, source, "annotate")
-    reader, learned = _taught(adata, ready, labels_key, by_section)
-    found = reader.annotate(adata)
+    reader = _taught(adata, ready, source)
+    found = reader._named(adata)
+    learned = reader._taught(adata)
+    _say_who_taught(reader, learned, learn_from, mark)
 
     values = found.to_numpy(dtype=np.float32)
     classes = [str(name) for name in found.columns]
@@ -174,7 +198,7 @@ def gest_annotate(
         ready,
         ANNOTATION,
         seen(adata, ready, np.ones(adata.n_obs, dtype=bool)),
-        {"labels_key": labels_key, "random_state": int(random_state)},
+        {"labels_key": labels_key, "learn_from": learn_from, "random_state": int(random_state)},
         classes=classes,
         n_learned=int(learned.sum()),
         quantization=quantization(adata, reader),
@@ -182,25 +206,39 @@ def gest_annotate(
     adata = editable(adata, copy=copy)
     adata.obs[key_added] = pd.Categorical.from_codes(values.argmax(axis=1), categories=pd.Index(classes))
     adata.obsm[slot] = values
+    if learned.any():
+        adata.obs[mark] = learned
+    elif mark in adata.obs:  # of an earlier result
+        del adata.obs[mark]
     adata.uns[key_added] = record
     return adata if copy else None
 
 
-def _taught(
-    adata: AnnData, ready: Ready, labels_key: str | None, by_section: bool | None
-) -> tuple[GeST, np.ndarray]:
-    """A model that knows the labels, and which cells of ``adata`` taught it."""
-    if ready.is_new:
-        return ready.reader, cells_among(adata, ready.reader, ready.teachers)
-    if labels_key is None:
-        return ready.reader, np.zeros(adata.n_obs, dtype=bool)
+def _taught(adata: AnnData, ready: Ready, source: Source) -> GeST:
+    """A model that knows the labels."""
+    key = source.labels_key
+    if ready.is_new or key is None:
+        return ready.reader
     split = ready.slots.split or (_keys.SPLIT if _keys.SPLIT in adata.obs else None)
-    labels = labels_to_learn(adata, labels_key, split)
+    labels, can_teach = labels_to_learn(adata, key, split)
+    check_some_left(can_teach, key, source.learn_from)
     # the user's model keeps what it knows: another head, on a copy of the network
     reader = copies.copy(ready.reader)
     reader.module = copies.deepcopy(ready.reader.module)
-    reader.learn_labels(labels_key, _with_column(adata, labels_key, labels), by_section=by_section)
-    return reader, labels.notna().to_numpy()
+    reader.learn_labels(key, _with_column(adata, key, labels), by_section=source.by_section)
+    return reader
+
+
+def _say_who_taught(reader: GeST, learned: np.ndarray, learn_from: str | None, mark: str) -> None:
+    """How many cells taught, and how many of them are named; aloud if that is most of them and nobody asked for it."""
+    if reader._teachers is None:  # a model from a folder does not say
+        return
+    n_learned = int(learned.sum())
+    said = f"Labels were learned from {len(reader._teachers)} cells, {n_learned} of them among the {len(learned)} that are named"
+    if learn_from is None and 2 * n_learned > len(learned):
+        warn(f"{said}: obs[{mark!r}] marks these. Leave them out of any score, as `stg.get.confusion` does.")
+    else:
+        logger.info("%s.", said)
 
 
 def _with_column(adata: AnnData, key: str, column: pd.Series) -> AnnData:

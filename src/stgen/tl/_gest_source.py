@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from stgen import _keys
+from stgen._labels import read_labels
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
 
 from ._fitted import check_column, check_free, found_model, kept, reading, trained_model
@@ -48,6 +49,7 @@ class Source:
     random_state: int
     labels_key: str | None = None
     by_section: bool | None = None
+    learn_from: str | None = None
 
     def check(self) -> None:
         """What can be said before anything is read."""
@@ -71,8 +73,6 @@ class Ready(NamedTuple):
     slots: Slots
     is_new: bool
     """Whether it was trained here."""
-    teachers: pd.DataFrame | None = None
-    """Names and places of the cells whose labels it learned here."""
 
 
 def ready_model(adata: AnnData, source: Source, verb: str, *, hidden: np.ndarray | None = None) -> Ready:
@@ -116,6 +116,7 @@ def _given(adata: AnnData, source: Source, verb: str, slots: Slots, hidden: np.n
 
 def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | None) -> Ready:
     from stgen.models import GeST
+    from stgen.models.gest._annotation import taught
 
     expression = source.expression or "counts"
     own = _without_hidden(adata, source.train_on, hidden)
@@ -130,28 +131,45 @@ def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | 
     }
     _check_fits(adata, _unfitted(slots, expression), list(table.var_names), hidden)
     if slots.labels is not None:
-        table.obs[slots.labels] = labels_to_learn(table, slots.labels, slots.split)
+        labels, can_teach = labels_to_learn(table, slots.labels, slots.split)
+        table.obs[slots.labels] = labels
+        teachers = pd.DataFrame(table.obsm[slots.spatial], index=table.obs_names)[can_teach]
+        place = CoordinatesField(slots.spatial, slots.library, "cells")
+        check_some_left(
+            taught(teachers, adata.obs_names, place.read(adata)[0]), slots.labels, source.learn_from
+        )
     fitted = trained_model(GeST, table, setup, source.model_kwargs, source.train_kwargs, source.random_state)
     if slots.labels is not None:
         fitted.learn_labels(slots.labels, table, by_section=source.by_section)
     path = kept(fitted, source.save)
     cells = pd.DataFrame(table.obsm[slots.spatial], index=table.obs_names)
-    teachers = None if slots.labels is None else cells[table.obs[slots.labels].notna().to_numpy()]
     cells = cells.loc[names_of_training(table, slots)]
-    return Ready(fitted, fitted, path, cells, slots, is_new=True, teachers=teachers)
+    return Ready(fitted, fitted, path, cells, slots, is_new=True)
 
 
-def labels_to_learn(adata: AnnData, key: str, split: str | None) -> pd.Series:
-    """Labels of cells that may teach; those of validation and test rows are as good as missing."""
+def labels_to_learn(adata: AnnData, key: str, split: str | None) -> tuple[pd.Series, np.ndarray]:
+    """Labels that can be learned, ``None`` elsewhere; and the training rows that have any.
+
+    Labels of validation and test rows are as good as missing. What cannot be learned is refused before a model is trained.
+    """
     from stgen.models.gest._annotation import known_labels
 
     check_column(adata, key)
-    labels = adata.obs[key].astype(object)
     teaches = np.zeros(adata.n_obs, dtype=bool)
     teaches[SplitField(split).rows(adata)[0]] = True
-    labels = labels.where(teaches)
-    known_labels(labels, key)  # refuses what cannot be learned, before a model is trained
-    return labels
+    labels = adata.obs[key].where(teaches)
+    return known_labels(labels, key), read_labels(labels).notna().to_numpy()
+
+
+def check_some_left(can_teach: np.ndarray, key: str, learn_from: str | None) -> None:
+    """Refuse to name cells by nothing but their own labels, unless that is asked for by name."""
+    if learn_from is None and can_teach.all():
+        raise ValueError(
+            f"Labels of obs[{key!r}] would be learned from all {len(can_teach)} cells of `adata`, which are then named: none is "
+            "left whose label is not known, and agreement would say nothing about new cells. Learn from others: "
+            "`train_on=` labelled sections, or `model.learn_labels(labels_key, labelled)` and no `labels_key` here. Or set "
+            'labels to missing in cells that are to be named. `learn_from="adata"` does it all the same.'
+        )
 
 
 def _without_hidden(adata: AnnData, train_on: Any, hidden: np.ndarray | None) -> Any:

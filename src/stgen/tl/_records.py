@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 import stgen
-from stgen import _keys
+from stgen._labels import read_labels
 from stgen._warn import warn
 from stgen.data._names import some
+from stgen.data._splits import read_split
 
 from ._evaluation_rows import TRAIN_PATIENTS, TRAIN_SECTIONS
 
@@ -69,7 +70,7 @@ def rows_to_judge(adata: AnnData, split_key: str) -> np.ndarray:
     """Rows that nobody calls training or validation."""
     if split_key not in adata.obs:
         return np.ones(adata.n_obs, dtype=bool)
-    return ~adata.obs[split_key].astype(str).isin([_keys.TRAIN, _keys.VALIDATION]).to_numpy()
+    return ~read_split(adata.obs, split_key).is_seen
 
 
 def seen_in_training(
@@ -89,7 +90,7 @@ def seen_in_training(
     seen: dict[str, Any] = {}
     for what, (key, known) in columns.items():
         if key is not None and key in adata.obs:
-            both = sorted(set(adata.obs[key][rows].astype(str)) & set(known))
+            both = sorted(set(read_labels(adata.obs[key][rows]).dropna()) & set(known))
             if both:
                 seen[what] = np.array(both)
     if trained_spots is not None:

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from stgen import _keys
+from stgen._labels import read_labels
 from stgen._warn import warn
 from stgen.data._fields import CoordinatesField, PatientField
 from stgen.data._loaders import Batches
 from stgen.data._names import some
 from stgen.data._rows import row_numbers
+from stgen.data._splits import read_split
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,10 +54,10 @@ def rows_to_report(
             )
         return np.unique(rows)
     if split_key is not None and split_key in adata.obs:
-        role = adata.obs[split_key].astype(str).to_numpy()
-        for name in (_keys.TEST, _keys.VALIDATION):
-            if (role == name).any():
-                return np.flatnonzero(role == name)
+        roles = read_split(adata.obs, split_key)
+        for mask in (roles.test, roles.validation):
+            if mask.any():
+                return np.flatnonzero(mask)
     return np.arange(adata.n_obs)
 
 
@@ -70,7 +71,7 @@ def warn_of_learned(model: GenST, adata: AnnData, rows: np.ndarray) -> None:
               ("patient", model._field(PatientField).key, "training_patients"))  # fmt: skip
     for what, key, known in fields:
         if key is not None and key in adata.obs:
-            both = sorted(set(adata.obs[key].iloc[rows].astype(str)) & set(model.card[known]))
+            both = sorted(set(read_labels(adata.obs[key].iloc[rows]).dropna()) & set(model.card[known]))
             said += [f"{what} {some(both)}"] if both else []
     if said:
         warn(

@@ -10,32 +10,77 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from stgen._labels import read_labels
+from stgen._warn import warn
+
 N_AROUND = 30
 """Nearest cells, itself included, whose components are averaged."""
 PENALTY = 10.0
 """Weight of the squared weights of the logistic regression."""
 SMALLEST_CLASS = 2
 """Cells that a class needs to be learned."""
+MOST_NUMBERS = 30
+"""Different numbers up to which a column with fractions passes as labels."""
 SMALLEST_SECTION = 50
 """Cells from which a section's own mean and spread are taken without a warning."""
 
 
-def known_labels(labels: pd.Series, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Which cells are labelled, and their labels as text; at least two classes of two cells."""
-    known = labels.notna().to_numpy()
-    if not known.any():
-        raise ValueError(f"obs[{key!r}] must label some cells; all {len(labels)} are missing.")
-    text = labels[known].astype(str).to_numpy()
-    names, counts = np.unique(text, return_counts=True)
-    if len(names) < 2:
-        raise ValueError(f"obs[{key!r}] must have at least two classes; found only {names[0]!r}.")
-    rare = names[counts < SMALLEST_CLASS]
-    if len(rare):
+def known_labels(labels: pd.Series, key: str) -> pd.Series:
+    """Labels that can be learned as text, ``None`` for cells that teach nothing; at least two classes of two cells.
+
+    A class of a single cell is left out with a warning: one such cell must not keep the others from being learned.
+    """
+    _check_classes(labels, key)
+    text = read_labels(labels, f"obs[{key!r}]")
+    if text.isna().all():
+        raise ValueError(f"obs[{key!r}] must label some cells; all {len(text)} are missing.")
+    counts = text.value_counts()
+    rare = counts.index[counts < SMALLEST_CLASS]
+    common = counts.index.difference(rare, sort=False)
+    lone = f"; {_named(rare)} of a single cell each cannot be learned" if len(rare) else ""
+    if len(common) < 2:
         raise ValueError(
-            f"Every class of obs[{key!r}] needs at least {SMALLEST_CLASS} cells; {', '.join(map(repr, rare[:3]))} has fewer. "
-            "Join it with another class, or set its labels to missing."
+            f"obs[{key!r}] must have at least two classes of {SMALLEST_CLASS} cells; found only {_named(common) or 'none'}"
+            f"{lone}. Label more cells, or join classes."
         )
-    return known, text
+    if len(rare):
+        warn(
+            f"{len(rare)} of {len(counts)} classes of obs[{key!r}] have a single cell and are left out: {_named(rare)} (1 cell "
+            "each). A class needs at least 2 cells to be learned; join it with another one to keep it."
+        )
+    return text.where(~text.isin(rare), None)
+
+
+def _named(names: pd.Index) -> str:
+    return ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+
+
+def _check_classes(labels: pd.Series, key: str) -> None:
+    """Refuse a score, which has a value of its own for nearly every cell."""
+    values = labels.dropna()
+    if isinstance(values.dtype, pd.CategoricalDtype) or not pd.api.types.is_numeric_dtype(
+        values.infer_objects()
+    ):
+        return
+    numbers = values.astype(float)
+    n_different = numbers.nunique()
+    is_whole = bool((numbers == np.floor(numbers)).all())
+    if n_different > MOST_NUMBERS and not (is_whole and 2 * n_different <= len(numbers)):
+        raise ValueError(
+            f"obs[{key!r}] must hold classes; found {n_different} different numbers in {len(numbers)} cells, such as "
+            f"{numbers.iloc[0]:.4g}. It looks like a score: cut it into classes (`pd.cut`), or name the column of labels."
+        )
+
+
+def taught(teachers: pd.DataFrame | None, names: pd.Index, xy: np.ndarray) -> np.ndarray:
+    """Which cells are among those whose labels taught: (n,) by name and place (n, 2)."""
+    same = np.zeros(len(names), dtype=bool)
+    if teachers is None or not teachers.index.is_unique:
+        return same
+    there = teachers.index.get_indexer(names)
+    known = np.flatnonzero(there >= 0)
+    same[known] = np.isclose(xy[known], teachers.to_numpy()[there[known]], atol=1e-3).all(axis=1)
+    return same
 
 
 def within_sections(features: np.ndarray, section: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stgen import _keys
+from stgen._warn import warn
 from stgen.data._cells import CellTable
 from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
@@ -29,6 +30,7 @@ from ._annotation import (
     fitted_head,
     known_labels,
     probabilities,
+    taught,
     within_sections,
 )
 from ._asking import CORNER, Asking
@@ -88,6 +90,8 @@ class GeST(STModel):
     """
 
     module: GeSTNetwork
+    _teachers: pd.DataFrame | None = None
+    """Names and places of the cells whose labels were learned in this session."""
 
     _rows_are = "cells"
     _network_class = GeSTNetwork
@@ -552,28 +556,40 @@ class GeST(STModel):
         Parameters
         ----------
         labels_key
-            Column of ``obs`` with the labels. Cells whose label is missing are seen as neighbours only.
+            Column of ``obs`` with the labels. Cells whose label is missing (in any spelling: NaN, ``None``, ``"nan"``) are
+            seen as neighbours only, and so are cells of a class that has no other cell: that class is left out, with a
+            warning.
         adata
-            Labelled cells. ``None`` takes the model's data.
+            Labelled cells. ``None`` takes the model's data, of which only training rows teach.
         by_section
             Compare each cell with the rest of its own section, here and in :meth:`annotate`: features are centred and
             scaled section by section. Patients, chemistry and depth then cancel, and so does what a section has more of.
             ``None`` does so if labelled cells lie in several sections.
+
+        Raises
+        ------
+        ValueError
+            If fewer than two classes have two cells, or the column holds a score and no classes.
         """
         self._check_fitted("learn labels")
         adata = self._data(adata)
         self._check_inputs(adata)
         if labels_key not in adata.obs:
             raise KeyError(f"obs[{labels_key!r}] does not exist; obs has {list(adata.obs.columns)}.")
-        known, labels = known_labels(adata.obs[labels_key], labels_key)
+        column = adata.obs[labels_key]
+        if adata is self._adata:  # labels of validation and test rows are as good as missing
+            column = column.where(self._pool(adata) == 0)
+        labels = known_labels(column, labels_key)
+        known = labels.notna().to_numpy()
         if by_section is None:
             by_section = len(np.unique(self._places(adata)[1][known])) > 1
         features = self._label_features(adata, by_section)[known]
-        classes, weight, offset = fitted_head(features, labels)
+        classes, weight, offset = fitted_head(features, labels.to_numpy()[known].astype(str))
         self.module.keep_head(
             classes, torch.from_numpy(weight), torch.from_numpy(offset), within_sections=by_section
         )
         self.module.to(self.device)
+        self._teachers = pd.DataFrame(self._places(adata)[0][known], index=adata.obs_names[known])
 
     @torch.no_grad()
     def annotate(self, adata: AnnData | None = None, *, labels_key: str | None = None) -> pd.DataFrame:
@@ -589,13 +605,35 @@ class GeST(STModel):
 
         Returns
         -------
-        Table, cells × labels; each row sums to 1.
+        Table, cells × labels; each row sums to 1. ``attrs["n_learned"]`` counts the cells among them whose labels taught
+        this model in this session: a score must leave those out.
+
+        Warns
+        -----
+        UserWarning
+            If all cells that are named taught.
         """
         self._check_fitted("annotate")
         adata = self._data(adata)
         self._check_inputs(adata)
         if labels_key is not None:
             self.learn_labels(labels_key)
+        table = self._named(adata)
+        table.attrs["n_learned"] = int(self._taught(adata).sum())
+        if table.attrs["n_learned"] == len(table):
+            warn(
+                f"All {len(table)} cells that are named here taught the labels: agreement with those says nothing about new "
+                "cells. Name others than those the labels were learned from."
+            )
+        return table
+
+    def _taught(self, adata: AnnData) -> np.ndarray:
+        """Which cells are among those whose labels this model learned; unknown of a model from a folder."""
+        return taught(self._teachers, adata.obs_names, self._places(adata)[0])
+
+    @torch.no_grad()
+    def _named(self, adata: AnnData) -> pd.DataFrame:
+        """Probability of every label for every cell."""
         if not self.module.classes:
             raise ValueError(
                 "This GeST has learned no labels. Name a column of its data with `labels_key=`, or call "

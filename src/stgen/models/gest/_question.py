@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from stgen._by_name import in_order
+from stgen._labels import read_labels, spelling
 
 from ...data._names import some
 from ...data._rows import read_mask
@@ -126,15 +127,15 @@ def check_labels(
         if cell_type is not None:
             raise ValueError("`cell_type` needs `labels_key`, the column of `obs` with cell types.")
         return None, None
-    labels = column(obs, labels_key).astype(str)
+    labels = read_labels(column(obs, labels_key), f"obs[{labels_key!r}]")
     kind = pd.factorize(labels)[0]
     if cell_type is None:
         return kind, None
-    if cell_type not in set(labels):
+    if spelling(cell_type) not in set(labels.dropna()):
         raise ValueError(
-            f"`cell_type` must be one of obs[{labels_key!r}], {some(sorted(set(labels)))}; got {cell_type!r}."
+            f"`cell_type` must be one of obs[{labels_key!r}], {some(sorted(set(labels.dropna())))}; got {cell_type!r}."
         )
-    return kind, (labels == cell_type).to_numpy()
+    return kind, (labels == spelling(cell_type)).to_numpy()
 
 
 def checked_region(adata: AnnData, region: Any) -> np.ndarray:
