@@ -36,6 +36,7 @@ from scvi.model.base import BaseModelClass
 
 from stgen import _keys
 from stgen._settings import settings
+from stgen._warn import warn
 from stgen.data._fields import (
     CoordinatesField,
     CountsField,
@@ -66,6 +67,8 @@ logger = logging.getLogger("stgen")
 
 STEM = "model"
 PREDICTION_BATCH = 256
+INTERRUPTED = "Training was interrupted"
+"""How the warning of an interrupt begins."""
 
 
 def spot_fields(
@@ -323,6 +326,11 @@ class STModel(BaseModelClass):
         model it goes on from the current weights. ``None`` always means the default of the model, see
         ``training_defaults``.
 
+        Stopped by Ctrl-C (or a notebook's stop button), the model is fitted with the weights that it would
+        have kept after the last finished epoch, and a warning says which. The interrupt is then passed on:
+        loops over models, scripts and cells that wait in line stop too. Before an epoch (of the last
+        phase, where there are several) is finished, the model is left unfitted.
+
         Parameters
         ----------
         max_epochs
@@ -364,6 +372,13 @@ class STModel(BaseModelClass):
         ------
         ValueError
             If data, options or checkpoint do not fit; the message says what was expected.
+        KeyboardInterrupt
+            If the user stops it; the model may be fitted nonetheless, see above.
+
+        Warns
+        -----
+        UserWarning
+            If the user stopped it and the model is fitted.
         """
         asked: dict[str, Any] = {
             "max_epochs": max_epochs,
@@ -430,6 +445,13 @@ class STModel(BaseModelClass):
         self._rows_of_history = [*self._rows_of_history, *report.history]
         self.history_ = history(self._rows_of_history)
         self._card = self._describe(adata, train_rows, options, report.n_epochs, report.best_epoch)
+        if report.interrupted:
+            kept = report.n_epochs if report.best_epoch is None else report.best_epoch + 1
+            warn(
+                f"{INTERRUPTED} in epoch {report.n_epochs + 1}; the model keeps the weights of epoch {kept} and "
+                "can be used."
+            )
+            raise KeyboardInterrupt
 
     @property
     def training_defaults(self) -> TrainingOptions:
@@ -537,7 +559,7 @@ class STModel(BaseModelClass):
                 )
         self.module = self._build(facts["sizes"])
         self.module.load_state_dict(weights)
-        self._prepared = True
+        self._prepared, self.is_trained_ = True, False
         return state, dataclasses.replace(options, **given)
 
     # ------------------------------------------------------------------------------------------ save and load

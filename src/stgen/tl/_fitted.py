@@ -10,6 +10,7 @@ import copy as copies
 import dataclasses
 import logging
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -155,14 +156,22 @@ def trained_model(
     random_state: int,
 ) -> M:
     """A model fitted on a table of our own, which scvi-tools forgets afterwards."""
-    from stgen.models._base import remove_setup_marks
+    from stgen.models._base import INTERRUPTED, remove_setup_marks
 
     kind.setup_anndata(table, **setup)  # type: ignore[attr-defined]
     try:
         model = kind(table, **{"random_state": random_state, **(model_kwargs or {})})
-        model.train(**{"random_state": random_state, **(train_kwargs or {})})
+        with warnings.catch_warnings():
+            # a model that nobody gets to see cannot be used
+            warnings.filterwarnings("ignore", message=INTERRUPTED)
+            model.train(**{"random_state": random_state, **(train_kwargs or {})})
         # scvi-tools would keep the table for as long as the session lives
         model.deregister_manager(table)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{INTERRUPTED}: no model is kept and nothing is written. To keep what it had learned, train the model "
+            f"itself (`{kind.__name__}(adata).train()`) and give it as `model=`."
+        ) from None
     finally:
         remove_setup_marks(table, {})
     return model
