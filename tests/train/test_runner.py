@@ -351,7 +351,7 @@ def impatient(line, n_losses, n_phases=1):
 def test_an_interrupt_in_the_first_epoch_reaches_the_user(line, table, sides):
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(
-        KeyboardInterrupt, match="Training was interrupted in epoch 1 of 4, .*; the model is not fitted"
+        KeyboardInterrupt, match=r"Training was interrupted in epoch 1 of 4, .*; the model is not fitted"
     ):
         run(impatient(line, 2), table, sides)
     assert signal.getsignal(signal.SIGINT) is handler
