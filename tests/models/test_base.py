@@ -353,6 +353,17 @@ def test_several_devices_are_refused(linear, tissue):
         set_up(linear, tissue).train(1, accelerator="cpu", devices=2)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_device_that_is_not_there_is_named_by_training_and_by_loading(linear, keep, tmp_path):
+    model, _, _ = keep
+    with pytest.raises(ValueError, match="`accelerator='gpu'` is not there. Here is the CPU only"):
+        model.train(1, accelerator="gpu")
+    assert model.is_trained_
+    model.save(tmp_path / "m")
+    with pytest.raises(ValueError, match="no GPU with number 7"):
+        linear.Model.load(tmp_path / "m", device=7)
+
+
 def test_the_seed_of_training_defaults_to_the_settings(linear, tissue, monkeypatch):
     monkeypatch.setattr(settings, "random_state", 11)
     assert set_up(linear, tissue).training_defaults.random_state == 11

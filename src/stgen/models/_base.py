@@ -15,7 +15,7 @@ class, a config class, `setup_anndata` and its verb:
 ...         self._check_fitted("predict")
 ...         return np.concatenate([self.module(batch).cpu().numpy() for batch in self._batches(adata)])
 
-Of scvi-tools we use the registration (`AnnDataManager`), the base class with its words, and device names.
+Of scvi-tools we use the registration (`AnnDataManager`), the base class with its words.
 Its marks on the user's object are two strings in `uns`; applying a model to other data leaves no mark at
 all, because inputs are read through the fields without a manager. Its pickled files are not used.
 """
@@ -31,7 +31,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 from scvi.data import AnnDataManager
-from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from stgen import _keys
@@ -49,6 +48,7 @@ from stgen.data._fields import (
     field_from,
 )
 from stgen.data._loaders import Batches, SpotTable, Table
+from stgen.nn._devices import one_device
 from stgen.nn._network import Batch, Network
 from stgen.train._files import read_bundle, read_facts, write_bundle
 from stgen.train._options import TrainingOptions
@@ -356,8 +356,11 @@ class STModel(BaseModelClass):
             ``"32"``, or ``"bf16"`` where the device supports it.
         random_state
             Seed. The same seed gives the same result; the global random state is left as found.
-        accelerator, devices
-            As in scvi-tools. ``"auto"`` takes one GPU if there is one, and never MPS.
+        accelerator
+            ``"auto"`` takes a CUDA GPU if there is one, else the CPU, and never MPS; ``"cpu"``, ``"gpu"``,
+            ``"cuda"`` or ``"mps"`` must be there.
+        devices
+            ``"auto"`` or 1: the first. A list: the number of the GPU to use, from 0, such as ``[1]``.
         progress_bar
             Show one bar. ``None`` takes ``stg.settings.progress_bar``.
         checkpoint_dir
@@ -396,7 +399,7 @@ class STModel(BaseModelClass):
         given = {name: value for name, value in asked.items() if value is not None}
         adata = self._data(None)
         train_rows, validation_rows, test_rows = self._field(SplitField).rows(adata)
-        accelerator, devices, device = _one_device(accelerator, devices)
+        accelerator, devices, device = one_device(accelerator, devices)
         if resume_from is None:
             state, options = TrainingState(), dataclasses.replace(self.training_defaults, **given)
         else:
@@ -612,8 +615,9 @@ class STModel(BaseModelClass):
         adata
             Data to work on. Without it, say the data in each call. It is not marked.
         accelerator, device
-            Where the network goes; ``"auto"`` takes a GPU if there is one.
+            Where the network goes, as in :meth:`train`; a number is that of the GPU, from 0.
         """
+        place = one_device(accelerator, [int(device)] if str(device).isdigit() else device)[2]
         tensors, facts = read_bundle(Path(dir_path), STEM)
         if facts["class"] != cls.__name__:
             raise ValueError(
@@ -634,7 +638,7 @@ class STModel(BaseModelClass):
         model._card, model._rows_of_history = facts["card"], facts["history"]
         if model.is_trained_:
             model.history_ = history(model._rows_of_history)
-        model.to_device(_one_device(accelerator, device)[2])
+        model.to_device(place)
         if adata is not None:
             model.adata = adata
         return model
@@ -773,17 +777,6 @@ def _own(adata: AnnData) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- helpers
-
-
-def _one_device(accelerator: str, devices: Any) -> tuple[str, Any, torch.device]:
-    """Accelerator and devices for Lightning, and the device for torch."""
-    accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
-    n_devices = len(devices) if isinstance(devices, list) else (devices if accelerator == "cpu" else 1)
-    if n_devices not in (1, "auto", "1"):
-        raise ValueError(
-            f"Training on several devices is not built yet; got devices={devices!r}. Say `devices=1`."
-        )
-    return accelerator, devices, device
 
 
 def _hub() -> Any:
