@@ -20,7 +20,7 @@ from stgen._warn import warn
 from stgen.nn._network import Batch
 
 from ._fields import CountsField, Facts, _row_blocks, check_counts, read_counts
-from ._names import align_genes, check_unique, some
+from ._names import align_genes, check_unique, some, spelling_hint
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -156,7 +156,7 @@ class ExpressionTable:
             missing = np.delete(np.asarray(genes, dtype=object), here)
             warn(
                 f"{len(here)} of the model's {len(genes)} genes are here; {len(missing)} are not, such as "
-                f"{some(missing)}. Cells are read from the genes that are."
+                f"{some(missing)}. Cells are read from the genes that are.{spelling_hint(missing, adata.var_names)}"
             )
             if gene_share is not None:
                 target_total *= float(gene_share[here].sum())

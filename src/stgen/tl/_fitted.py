@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stgen.data._names import align_genes, check_unique, looks_like_ensembl
+from stgen._warn import warn
+from stgen.data._names import align_genes, check_unique, looks_like_ensembl, spelling_hint
 from stgen.data._tiles import TilesField
 
 if TYPE_CHECKING:
@@ -123,8 +124,11 @@ def check_names(adata: AnnData, genes: list[str]) -> None:
         return
     check_unique(adata.var_names, "Gene names", "Run `adata.var_names_make_unique()` or drop the copies.")
     n_known = int(adata.var_names.isin(genes).sum())
+    hint = spelling_hint(genes, adata.var_names)
     if n_known == 0 and looks_like_ensembl(genes) != looks_like_ensembl(adata.var_names):
         align_genes(genes, adata.var_names, var=adata.var)
+    if hint:
+        warn(f"{len(genes) - n_known} of the {len(genes)} predicted genes are not in `var_names`.{hint}")
     if 0 < n_known < max(adata.n_vars, len(genes)):
         logger.info("%d of the %d predicted genes are in `var_names`.", n_known, len(genes))
 

@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from stgen import _keys
+from stgen.data._names import spelling_hint
 from stgen.models._base import Example
 from stgen.models._count_model import CountModel
 from stgen.nn._distribution import (
@@ -215,7 +216,7 @@ def _groups_of(given: Mapping[str, Any] | pd.DataFrame, genes: list[str]) -> lis
     if missing:
         raise ValueError(
             f"`gene_groups` must name a group for each of the {len(genes)} genes; {len(missing)} have none, "
-            f"such as {', '.join(missing[:3])}."
+            f"such as {', '.join(missing[:3])}.{spelling_hint(missing, table.index)}"
         )
     rows = [pd.factorize(table.loc[genes, column], sort=True)[0] for column in table.columns]
     if rows[0].max() > 0:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ...data._names import some
+from ...data._names import some, spelling_hint
 from ._counterfactual import Counterfactual, Tissue, nearest_other
 from ._perturbation import (
     MIN_PAIRS,
@@ -155,7 +155,7 @@ def check_genes(genes: Sequence[str] | str, panel: Sequence[str]) -> np.ndarray:
     if missing:
         raise ValueError(
             f"`genes` must be in the model's panel of {len(panel)} genes; {some(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not. The panel has {some(list(panel))}."
+            f"{'is' if len(missing) == 1 else 'are'} not. The panel has {some(list(panel))}.{spelling_hint(missing, panel)}"
         )
     return np.array([number[gene] for gene in dict.fromkeys(wanted)])
 
@@ -165,7 +165,10 @@ def check_profile(profile: Any, panel: Sequence[str]) -> np.ndarray:
     if isinstance(profile, pd.Series):
         missing = [gene for gene in panel if gene not in profile.index]
         if missing:
-            raise ValueError(f"`profile` must give all genes of the model's panel; {some(missing)} missing.")
+            raise ValueError(
+                f"`profile` must give all genes of the model's panel; {some(missing)} missing."
+                f"{spelling_hint(missing, profile.index)}"
+            )
         profile = profile.loc[list(panel)]
     values = np.asarray(profile, dtype=np.float32)
     if values.shape != (len(panel),) or not np.isfinite(values).all() or (values < 0).any():
