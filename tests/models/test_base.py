@@ -356,7 +356,7 @@ def test_several_devices_are_refused(linear, tissue):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
 def test_a_device_that_is_not_there_is_named_by_training_and_by_loading(linear, keep, tmp_path):
     model, _, _ = keep
-    with pytest.raises(ValueError, match="`accelerator='gpu'` is not there. Here is the CPU only"):
+    with pytest.raises(ValueError, match=r"`accelerator='gpu'` is not there. Here is the CPU only"):
         model.train(1, accelerator="gpu")
     assert model.is_trained_
     model.save(tmp_path / "m")

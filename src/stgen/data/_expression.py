@@ -16,7 +16,7 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stgen._warn import warn
+from stgen._warn import number, warn
 from stgen.nn._network import Batch
 
 from ._fields import CountsField, Facts, _row_blocks, check_counts, read_counts
@@ -90,7 +90,7 @@ def check_logs(X: Any, name: str) -> None:
             )
         if values.max() > HIGHEST_LOG:
             raise ValueError(
-                f"{name} must hold log-normalised expression; found {values.max():g}, which no logarithm of a count "
+                f"{name} must hold log-normalised expression; found {number(values.max(), HIGHEST_LOG)}, which no logarithm of a count "
                 "reaches. Run `sc.pp.log1p` first, or say `expression='counts'` for raw counts."
             )
 

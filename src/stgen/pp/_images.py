@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stgen._warn import number
+
 WHITE = 255
 _NOT_YET_RGB, _YCBCR = (3, 5, 8, 9, 10), 6
 """What a TIFF says of its colours: palette, inks, L*a*b*; compressed YCbCr is decoded to RGB."""
@@ -159,7 +161,7 @@ def _check_floats(pixels: Any, name: str) -> None:
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if low < 0 or high > 1 or np.isnan(low + high):
         raise ValueError(
-            f"The {name} must be uint8, or floats from 0 to 1; it has floats from {low:g} to {high:g}. "
+            f"The {name} must be uint8, or floats from 0 to 1; it has floats from {number(low, 0)} to {number(high, 1)}. "
             f"{_REMEDY}"
         )
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stgen._warn import number
 from stgen.data._fields import some
 from stgen.data._tiles import check_tiles
 
@@ -80,7 +81,7 @@ class ImageTiles:
             window = self.window_px(name)
             if window > max(image.height, image.width):
                 raise ValueError(
-                    f"A tile of {self.tile_um:g} µm would be {window:.0f} pixels wide at "
+                    f"A tile of {self.tile_um:g} µm would be {number(window, max(image.width, image.height))} pixels wide at "
                     f"{self.um_per_px[name]:.4g} µm per pixel, more than the image{_of(name)} ({image.width} "
                     f"× {image.height}). Check `um_per_px`."
                 )
@@ -126,7 +127,7 @@ def check_pixel_size(um_per_px: float, name: str = "") -> None:
     """Raise if no microscope makes such pixels of tissue."""
     if not LEAST_UM_PER_PX <= um_per_px <= LARGEST_UM_PER_PX:
         raise ValueError(
-            f"A pixel of {um_per_px:.4g} µm{_of(name)} is implausible; expected {LEAST_UM_PER_PX:g} to "
+            f"A pixel of {number(um_per_px, LEAST_UM_PER_PX, LARGEST_UM_PER_PX)} µm{_of(name)} is implausible; expected {LEAST_UM_PER_PX:g} to "
             f"{LARGEST_UM_PER_PX:g} µm (0.25 at 40×, 0.5 at 20×, 3 to 10 for a hires picture). Check "
             "`um_per_px` or `spot_pitch_um`."
         )
@@ -146,7 +147,8 @@ def _check_inside(centre: NDArray[np.float64], image: SourceImage, name: str) ->
     )
     raise ValueError(
         f"{int((~inside).sum())} of {len(centre)} spots lie outside of the image{_of(name)}: it is "
-        f"{image.width} × {image.height} pixels, spots lie at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} "
+        f"{image.width} × {image.height} pixels, spots lie at x {number(x0, 0)} to "
+        f"{number(x1, image.width)}, y {number(y0, 0)} to {number(y1, image.height)} "
         f"pixels.{hint}"
     )
 
@@ -266,7 +268,7 @@ class StoredTiles:
         for path, side in self._said_px.items():
             if side != self.tile_px:
                 raise ValueError(
-                    f"{path.name!r} says that its tiles have {side:g} pixels a side (attribute `size_px`), but they have "
+                    f"{path.name!r} says that its tiles have {number(side, self.tile_px)} pixels a side (attribute `size_px`), but they have "
                     f"{self.tile_px}. Correct the attribute, or the tiles."
                 )
 
@@ -340,4 +342,5 @@ def _agreed_size(sizes: list[float | None], given: float | None, tile_px: int) -
 
 
 def _of(name: str) -> str:
-    return f" of section {name!r}" if name else ""
+    # numpy's strings say that they are numpy's
+    return f" of section {str(name)!r}" if name else ""
