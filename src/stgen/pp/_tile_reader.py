@@ -21,7 +21,7 @@ from stgen._warn import number
 from stgen.data._fields import some
 from stgen.data._tiles import check_tiles
 
-from ._images import WHITE, SourceImage, as_rgb, check_readable, open_image
+from ._images import DAMAGE, WHITE, SourceImage, as_rgb, check_readable, damaged, open_image
 
 LEAST_UM_PER_PX, LARGEST_UM_PER_PX = 0.1, 10.0
 
@@ -231,17 +231,17 @@ class StoredTiles:
 
     def _read_index(self, path: Path) -> float | None:
         """Remember where each tile is; the size of tiles in µm if the file says so."""
-        import h5py
-
         if not path.is_file():
             raise FileNotFoundError(f"The file of tiles {str(path)!r} does not exist.")
-        with h5py.File(path, "r") as file:
+        with _opened(path) as file:
             absent = [key for key in ("jpeg", "obs_names") if key not in file]
             if absent:
                 raise ValueError(
                     f"{path.name!r} must have the datasets 'jpeg' and 'obs_names'; it has {list(file)}."
                 )
-            names = [name.decode() if isinstance(name, bytes) else str(name) for name in file["obs_names"][:]]
+            names = [
+                name.decode() if isinstance(name, bytes) else str(name) for name in _read(file, "obs_names")
+            ]
             um_per_px, side = file.attrs.get("mpp"), file.attrs.get("size_px")
         if side is not None:
             self._said_px[path] = float(side)
@@ -304,26 +304,42 @@ class StoredTiles:
 
     def _decode(self, names: list[str]) -> list[NDArray[np.uint8]]:
         """Tiles of spots that are stored in one file, in increasing places."""
-        import h5py
-
         path = self._place[names[0]][0]
-        with h5py.File(path, "r") as file:
-            encoded = file["jpeg"][[self._place[name][1] for name in names]]
+        with _opened(path) as file:
+            encoded = _read(file, "jpeg", [self._place[name][1] for name in names])
         return [_decoded(bytes(one), name, path) for one, name in zip(encoded, names)]
 
 
+def _opened(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except DAMAGE as error:
+        raise damaged(f"file of tiles {path.name!r}", error) from error
+
+
+def _read(file: Any, key: str, rows: Any = slice(None)) -> Any:
+    try:
+        return file[key][rows]
+    except DAMAGE as error:
+        raise damaged(f"file of tiles {Path(file.filename).name!r}", error) from error
+
+
 def _decoded(encoded: bytes, spot: str, path: Path) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     name = f"tile of spot {spot!r} in {path.name!r}"
+    message = f"The {name} cannot be decoded ({len(encoded)} bytes). Store tiles as JPEG or PNG."
     try:
         image = Image.open(io.BytesIO(encoded))
-        check_readable(image, name)
+    except DAMAGE as error:
+        raise ValueError(message) from error
+    check_readable(image, name)
+    try:
         return as_rgb(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(
-            f"The {name} cannot be decoded ({len(encoded)} bytes). Store tiles as JPEG or PNG."
-        ) from error
+    except DAMAGE as error:
+        raise ValueError(message) from error
 
 
 def _agreed_size(sizes: list[float | None], given: float | None, tile_px: int) -> float:
