@@ -17,17 +17,19 @@ import ctypes
 import json
 import math
 import platform
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from stgen import metrics
+from stgen.train._files import written_whole
 
 HEADLINE = ("pearson", "normalized")
 SUBSETS = ("all", "module", "other")
@@ -103,8 +105,15 @@ class Cost(NamedTuple):
     peak_mb: float
 
 
+KEEP_EVERY = 5.0
+"""Seconds between two writes of what there is so far."""
+
+
 class Results:
     """Everything one run has measured."""
+
+    keeper: ClassVar[Callable[[Results], None] | None] = None
+    """Told whenever the rows of one method are all there; see :func:`kept`."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -118,6 +127,8 @@ class Results:
 
     def add(self, place: Place, method: str, kind: str, metric: str, scale: str, value: float) -> None:
         """Keep one number."""
+        if Results.keeper is not None and self._last_method() != [*place, method]:
+            Results.keeper(self)
         self.kinds.setdefault(method, kind)
         self.rows.append(
             Row(
@@ -248,12 +259,18 @@ class Results:
         means = table.agg({"train_seconds": "mean", "predict_seconds": "mean", "peak_mb": "max"})
         return [plain(row) for row in means.reset_index().to_dict("records")]
 
+    def _last_method(self) -> list[Any]:
+        """Dataset, section, fold, seed and method of the last row."""
+        row = self.rows[-1] if self.rows else None
+        return [] if row is None else [row.dataset, row.section, row.fold, row.seed, row.method]
+
+    def parts(self) -> dict[str, Any]:
+        """Rows and costs, as they are written."""
+        return {"rows": [plain(row._asdict()) for row in self.rows], "costs": self.total_costs()}
+
     def write(self, path: Path, meta: dict[str, Any], paired: list[dict[str, Any]]) -> None:
         """One JSON object: meta, rows, costs, paired. What is undefined is null."""
-        rows = [plain(row._asdict()) for row in self.rows]
-        document = {"meta": plain(meta), "rows": rows, "costs": self.total_costs(), "paired": plain(paired)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, allow_nan=False, indent=1) + "\n")
+        write_document(path, {"meta": plain(meta), **self.parts(), "paired": plain(paired)})
 
     def say(self, dataset: str, paired: list[dict[str, Any]]) -> None:
         """Print the tables of one dataset."""
@@ -433,6 +450,60 @@ def mean(values: np.ndarray) -> float:
     """Mean of what is defined; NaN if nothing is."""
     defined = values[~np.isnan(values)]
     return float(defined.mean()) if len(defined) else math.nan
+
+
+def write_document(path: Path, document: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as partial:
+        partial.write_text(json.dumps(document, indent=1) + "\n")
+
+
+@contextmanager
+def kept(
+    out: Path | None, command: str, parts: Callable[[], dict[str, Any]] | None = None
+) -> Iterator[Callable[[], None]]:
+    """Keep in ``out`` what there is so far, while rows come, and with the error if one fails or the user stops.
+
+    Parameters
+    ----------
+    out
+        File to write; ``None`` writes nothing.
+    command
+        What was typed.
+    parts
+        What there is so far. By default the rows of the :class:`Results` that are filled in here, which are kept
+        after each method by themselves; others call what is yielded after each row.
+    """
+    latest: list[Results] = []
+    written = [-math.inf]
+    meta = {"command": command, "unfinished": True}
+
+    def so_far() -> dict[str, Any]:
+        return parts() if parts is not None else latest[-1].parts() if latest else {}
+
+    def keep() -> None:
+        if out is not None and any(so_far().values()) and time.monotonic() - written[0] >= KEEP_EVERY:
+            write_document(out, {"meta": meta, **so_far()})
+            written[0] = time.monotonic()
+
+    def keep_results(results: Results) -> None:
+        latest[:] = [results]
+        keep()
+
+    Results.keeper = keep_results
+    try:
+        yield keep
+    except BaseException as error:
+        there = so_far()
+        if out is not None and any(there.values()):
+            rows = next(rows for rows in there.values() if rows)
+            failed = {"after": rows[-1], "error": f"{type(error).__name__}: {error}"}
+            write_document(out, {"meta": meta, **there, "failed": [failed]})
+            print(f"written: {out.name}, with what there was and the row that failed", file=sys.stderr)
+        raise
+    finally:
+        Results.keeper = None
 
 
 def plain(value: Any) -> Any:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -30,6 +33,25 @@ def command_of(script: str, arguments: Sequence[str]) -> str:
         elif name in hidden and i + 1 < len(shown):
             shown[i + 1] = hidden[name]
     return " ".join([f"python benchmarks/{script}.py", *shown])
+
+
+def names_of(
+    parser: argparse.ArgumentParser, option: str, given: str, known: Iterable[str]
+) -> tuple[str, ...]:
+    """Names of a list with commas, all of which somebody has; a run of hours must not end in one that nobody has."""
+    names, known = tuple(name for name in given.split(",") if name), list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            parser.error(f"{option} must be among {', '.join(known)}; got {name!r}.{hint}")
+    return names
+
+
+def folders_of(data: Path | None, usual: Iterable[str]) -> list[str]:
+    """Names of datasets: the usual ones, and the folders that are there."""
+    there = sorted(one.name for one in data.iterdir() if one.is_dir()) if data and data.is_dir() else []
+    return list(dict.fromkeys([*usual, *there]))
 
 
 def forget(adata: Any) -> None:

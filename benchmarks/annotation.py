@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from _report import Cost, Place, Results, environment, heading, measured, paired_by_unit, show
+from _report import Cost, Place, Results, environment, heading, kept, measured, paired_by_unit, show
+from _run import folders_of, names_of
 from niches import Section, at_rest, command_of, has_gest, make_section, quiet, say_once
 
 from stgen import _keys, metrics
@@ -445,7 +446,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = dict(QUICK) if given.quick else {}
     if given.datasets:
-        changes["datasets"] = tuple(name for name in given.datasets.split(",") if name)
+        known = folders_of(given.data, DATASETS)
+        changes["datasets"] = names_of(parser, "--datasets", given.datasets, known)
     if given.seeds:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
     if given.no_peers or given.baselines_only:
@@ -463,8 +465,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     options, out = parse(arguments)
     given = sys.argv[1:] if arguments is None else arguments
-    with at_rest(options.threads):
-        results, meta, paired = run(options, command_of("annotation", given))
+    command = command_of("annotation", given)
+    with at_rest(options.threads), kept(out, command):
+        results, meta, paired = run(options, command)
     say(results, meta, paired)
     results.write(out, meta, paired)
     heading(f"written: {out.name}, after {meta['seconds']:.0f} s")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from _report import Cost, Place, Results, environment, heading, measured, show
+from _report import Cost, Place, Results, environment, heading, kept, measured, show
 from _run import command_of, forget, limit_threads
 from scipy import stats
 
@@ -270,8 +270,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit_threads(threads)
     before = stg.settings.progress_bar, stg.settings.verbosity
     stg.settings.progress_bar, stg.settings.verbosity = False, "error"
+    command = command_of("capture", given)
     try:
-        results, meta = run(options, command_of("capture", given))
+        with kept(out, command):
+            results, meta = run(options, command)
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
     say(results, meta)

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from _figures import Kept, draw
 from _report import MEANING as MEANING_OF_METRICS
-from _report import Cost, Place, Results, Row, environment, heading, measured
-from _run import command_of, limit_threads
+from _report import Cost, Place, Results, Row, environment, heading, kept, measured
+from _run import command_of, folders_of, limit_threads, names_of
 
 import stgen as stg
 from stgen import _keys, metrics
@@ -443,6 +443,12 @@ def trained_rows(fold: Fold, seed: int) -> Rows:
         yield name, partial(run_baseline, fold, make, name=name, placed=True, waves=True)
 
 
+def baseline_names() -> list[str]:
+    """Names of all nulls, baselines and oracles."""
+    nowhere: Any = None  # rows have a name before anything is run
+    return [name for name, _ in (*closed_form_rows(nowhere), *trained_rows(nowhere, 0))]
+
+
 def run_genar(
     fold: Fold,
     seed: int,
@@ -662,8 +668,12 @@ def answers_of(
     if key in closed_form:
         yield from (answer._replace(costs=[]) for answer in closed_form[key])
     else:
-        closed_form[key] = [run() for name, run in closed_form_rows(fold) if options.has(name)]
-        yield from closed_form[key]
+        answers = []
+        for name, run in closed_form_rows(fold):
+            if options.has(name):
+                answers.append(run())
+                yield answers[-1]
+        closed_form[key] = answers
     epochs = options.max_epochs
     if not options.ablations:
         yield from (run() for name, run in trained_rows(fold, seed) if options.has(name))
@@ -827,17 +837,16 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     if given.with_place:
         changes["without_place"] = False
     if given.datasets:
-        changes["datasets"] = tuple(name for name in given.datasets.split(",") if name)
+        known = folders_of(given.data, (*TOYS, *Options.datasets))
+        changes["datasets"] = names_of(parser, "--datasets", given.datasets, known)
     elif given.data is None:
         changes["datasets"] = tuple(n for n in changes.get("datasets", Options.datasets) if n in TOYS)
     if given.seeds:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
     if given.baselines:
-        changes["baselines"] = tuple(given.baselines.split(","))
+        changes["baselines"] = names_of(parser, "--baselines", given.baselines, baseline_names())
     if given.models:
-        changes["models"] = tuple(given.models.split(","))
-        if unknown := set(changes["models"]) - {MODEL, GENST}:
-            parser.error(f"--models must be among {MODEL}, {GENST}; got {', '.join(sorted(unknown))}")
+        changes["models"] = names_of(parser, "--models", given.models, (MODEL, GENST))
     options = replace(
         Options(
             data=given.data,
@@ -857,10 +866,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit_threads(options.threads)
     before = stg.settings.progress_bar, stg.settings.verbosity
     stg.settings.progress_bar, stg.settings.verbosity = False, "error"
+    command = command_of("histology", sys.argv[1:] if arguments is None else arguments)
     try:
-        results, meta, paired = run(
-            options, command_of("histology", sys.argv[1:] if arguments is None else arguments)
-        )
+        with kept(out, command):
+            results, meta, paired = run(options, command)
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
     say(results, meta, paired)

@@ -29,8 +29,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from _report import Cost, Place, Results, Row, environment, heading, mean, measured, show
-from _run import command_of, forget, limit_threads, say_once
+from _report import Cost, Place, Results, Row, environment, heading, kept, mean, measured, show
+from _run import command_of, folders_of, forget, limit_threads, names_of, say_once
 from scipy import sparse
 from sklearn.model_selection import KFold
 
@@ -934,15 +934,14 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = dict(QUICK) if given.quick else {}
     if given.datasets:
-        changes["datasets"] = tuple(name for name in given.datasets.split(",") if name)
+        known = folders_of(given.data, (TOY, *PSEUDO, *DATASETS))
+        changes["datasets"] = names_of(parser, "--datasets", given.datasets, known)
     if given.seeds:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
     if given.no_peers:
         changes["peers"] = ()
     elif given.peers:
-        changes["peers"] = tuple(given.peers.split(","))
-        if unknown := set(changes["peers"]) - set(PEERS):
-            parser.error(f"--peers must be among {', '.join(PEERS)}; got {', '.join(sorted(unknown))}")
+        changes["peers"] = names_of(parser, "--peers", given.peers, PEERS)
     if given.folds is not None:
         if not 1 <= given.folds <= N_FOLDS:
             parser.error(f"--folds must lie between 1 and {N_FOLDS}; got {given.folds}")
@@ -965,9 +964,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit_threads(options.threads)
     before = stg.settings.progress_bar, stg.settings.verbosity
     stg.settings.progress_bar, stg.settings.verbosity = False, "error"
+    command = command_of("imputation", sys.argv[1:] if arguments is None else arguments)
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        comparison, meta, paired = run(options, command_of("imputation", given))
+        with kept(out, command):
+            comparison, meta, paired = run(options, command)
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
     say(comparison, meta, paired)

@@ -28,8 +28,8 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
-from _report import Cost, Place, Results, environment, heading, measured, paired_by_unit, show
-from _run import command_of, limit_threads, say_once
+from _report import Cost, Place, Results, environment, heading, kept, measured, paired_by_unit, show
+from _run import command_of, folders_of, limit_threads, names_of, say_once
 from scipy import sparse
 
 import stgen as stg
@@ -799,20 +799,19 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = dict(QUICK) if given.quick else {}
     if given.datasets:
-        changes["datasets"] = tuple(name for name in given.datasets.split(",") if name)
+        known = folders_of(given.data, PLANS)
+        changes["datasets"] = names_of(parser, "--datasets", given.datasets, known)
     if given.seeds:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
     if given.models is not None:
         changes["n_models"] = given.models
-    if unknown := set(given.peers.split(",")) - {"", *PEERS}:
-        parser.error(f"--peers must be among {', '.join(PEERS)}; got {', '.join(sorted(unknown))}")
     options = Options(
         data=given.data,
         quick=given.quick,
         threads=given.threads,
         max_epochs=given.max_epochs,
         with_model=not given.baselines_only,
-        peers=tuple(name for name in given.peers.split(",") if name),
+        peers=names_of(parser, "--peers", given.peers, PEERS),
         ablations=given.ablations,
     )
     return replace(options, **changes), given.out
@@ -821,8 +820,9 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
 def main(arguments: Sequence[str] | None = None) -> None:
     options, out = parse(arguments)
     given = sys.argv[1:] if arguments is None else arguments
-    with at_rest(options.threads):
-        results, meta, paired = run(options, command_of("niches", given))
+    command = command_of("niches", given)
+    with at_rest(options.threads), kept(out, command):
+        results, meta, paired = run(options, command)
     say(results, meta, paired)
     results.write(out, meta, paired)
     heading(f"written: {out.name}, after {meta['seconds']:.0f} s")

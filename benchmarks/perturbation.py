@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from _report import Cost, Place, Results, environment, heading, measured, show
+from _report import Cost, Place, Results, environment, heading, kept, measured, show
 from _run import command_of
 from scipy import stats
 from scipy.spatial import cKDTree
@@ -342,8 +342,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, out = parse(given)
     before = stg.settings.progress_bar, stg.settings.verbosity
     stg.settings.progress_bar, stg.settings.verbosity = False, "error"
+    command = command_of("perturbation", given)
     try:
-        results, meta = run(options, command_of("perturbation", given))
+        with kept(out, command):
+            results, meta = run(options, command)
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
     say(results, meta)

@@ -17,7 +17,6 @@ p pseudo-spots, G genes of the reference, m measured ones, L length of a latent.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 import warnings
@@ -27,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from _report import environment, heading, plain, show
-from _run import command_of, forget, limit_threads
+from _report import environment, heading, kept, plain, show, write_document
+from _run import command_of, folders_of, forget, limit_threads, names_of
 from imputation import (
     PSEUDO,
     TOY,
@@ -228,15 +227,28 @@ def main(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore")
     n_sets, n_steps = (4, 20) if given.quick else (N_SETS, N_STEPS)
     scores: dict[str, dict[tuple[str, str], list[pd.Series]]] = {}
-    for dataset in given.datasets.split(","):
-        pair, arms = read_pair(dataset, given.data), scores.setdefault(dataset, {})
-        for fold in range(given.folds):
-            task = make_task(pair, fold)
-            reference = reference_of(task, given.data)
-            for key, said in answers(task, reference, given.seed, n_sets, n_steps).items():
-                found = score_genes(task, said, task.target)["pearson"]
-                arms.setdefault(key, []).append(found)
-                say(f"{dataset} fold {fold}: {key[0]}, {key[1]}: pearson {found.mean():.4f}")
+    datasets = names_of(parser, "--datasets", given.datasets, folders_of(given.data, DATASETS))
+    rows: list[dict[str, Any]] = []
+    with kept(given.out, command_of("pretraining", arguments), lambda: {"rows": rows}) as keep:
+        for dataset in datasets:
+            pair, arms = read_pair(dataset, given.data), scores.setdefault(dataset, {})
+            for fold in range(given.folds):
+                task = make_task(pair, fold)
+                reference = reference_of(task, given.data)
+                for key, said in answers(task, reference, given.seed, n_sets, n_steps).items():
+                    found = score_genes(task, said, task.target)["pearson"]
+                    arms.setdefault(key, []).append(found)
+                    rows.append(
+                        {
+                            "dataset": dataset,
+                            "fold": fold,
+                            "arm": key[0],
+                            "share": key[1],
+                            "pearson": float(found.mean()),
+                        }
+                    )
+                    keep()
+                    say(f"{dataset} fold {fold}: {key[0]}, {key[1]}: pearson {found.mean():.4f}")
     entries = compare(scores)
     for dataset in scores:
         heading(f"{dataset}: Pearson over hidden genes, and less that of a network trained on measured genes")
@@ -250,9 +262,7 @@ def main(arguments: list[str]) -> None:
         "options": {"n_sets": n_sets, "n_steps": n_steps, "folds": given.folds, "seed": given.seed},
         "seconds": time.perf_counter() - _START,
     }
-    given.out.write_text(
-        json.dumps(plain({"meta": meta, "paired": entries}), allow_nan=False, indent=1) + "\n"
-    )
+    write_document(given.out, plain({"meta": meta, "paired": entries}))
 
 
 if __name__ == "__main__":

@@ -28,11 +28,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _report import kept, write_document
+from _run import command_of, names_of
 from torch import Tensor
 
 from stgen.models.genar._config import GenARConfig
@@ -450,22 +453,26 @@ def main() -> None:
 
     from stgen.models import GenAR
 
-    configs = {name: GenAR._presets[name] for name in args.presets.split(",")}
+    presets = names_of(parser, "--presets", args.presets, GenAR._presets)
+    configs = {name: GenAR._presets[name] for name in presets}
     rows: list[dict[str, Any]] = []
-    for name, config in configs.items():
-        net = make_network(config, args.device)
-        size = sum(p.numel() for p in net.parameters()) / 1e6
-        print(f"{name}: {size:.2f} M parameters, scales {net.scales}, batch {BATCH_SIZE[name]}", flush=True)
-        rows += time_steps(name, net, args)
-        rows += time_prediction(name, net, args)
-        del net
-        rows += measure_memory(name, config, args)
+    with kept(args.out, command_of("speed", args.given), lambda: {"rows": rows}) as keep:
+        for name, config in configs.items():
+            net = make_network(config, args.device)
+            size = sum(p.numel() for p in net.parameters()) / 1e6
+            print(
+                f"{name}: {size:.2f} M parameters, scales {net.scales}, batch {BATCH_SIZE[name]}", flush=True
+            )
+            for measure in (partial(time_steps, name, net), partial(time_prediction, name, net)):
+                rows += measure(args)
+                keep()
+            del net, measure
+            rows += measure_memory(name, config, args)
+            keep()
     shares = ratios(rows)
     print_table(rows, shares)
     if args.out:
-        args.out.write_text(
-            json.dumps({"meta": meta(args, configs), "rows": rows, "ratios": shares}, indent=1)
-        )
+        write_document(args.out, {"meta": meta(args, configs), "rows": rows, "ratios": shares})
 
 
 if __name__ == "__main__":

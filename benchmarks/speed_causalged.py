@@ -11,7 +11,6 @@ runs in a process of its own. Seconds of the processor are told beside those of 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import environment, measured
+from _report import environment, kept, measured, write_document
 from _run import command_of, limit_threads
 
 N_SPOTS = (1_000, 10_000, 100_000)
@@ -102,16 +101,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the spots and genes")
     given = parser.parse_args(arguments)
     part, start = 10 if given.quick else 1, time.perf_counter()
-    training, imputation = [], []
+    training: list[dict[str, Any]] = []
+    imputation: list[dict[str, Any]] = []
+    command = command_of("speed_causalged", sys.argv[1:] if arguments is None else arguments)
+
+    def so_far() -> dict[str, Any]:
+        return {"imputation": imputation, "training": training}
 
     def alone(work: Any, *how: Any) -> dict[str, float]:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             return dict(pool.apply(work, how))
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, kept(given.out, command, so_far) as keep:
         for n in N_SPOTS:
             one = alone(trained, n // part, part, folder if n == N_SPOTS[0] else None)
             training.append(one)
+            keep()
             print(
                 f"training on {one['n_spots']:,} spots: {one['seconds']:.1f} s ({one['cpu_seconds']:.1f} s of the processor), "
                 f"{one['peak_mb']:.0f} MB; share of the network {one['share']:.2f}",
@@ -121,6 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for n in N_SPOTS:
                 one = alone(imputed, folder, n // part, part, to_store)
                 imputation.append(one)
+                keep()
                 print(
                     f"{one['n_spots']:,} spots × {one['n_genes']:,} genes {'to a store' if to_store else 'in memory'}: "
                     f"{one['seconds']:.1f} s ({one['cpu_seconds']:.1f} s of the processor), {one['peak_mb']:.0f} MB at the "
@@ -129,12 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
     meta = {
         "benchmark": "speed_causalged",
-        "command": command_of("speed_causalged", sys.argv[1:] if arguments is None else arguments),
+        "command": command,
         "quick": given.quick,
         "versions": environment(),
         "seconds": time.perf_counter() - start,
     }
-    given.out.write_text(json.dumps({"meta": meta, "training": training, "imputation": imputation}, indent=1))
+    write_document(given.out, {"meta": meta, "training": training, "imputation": imputation})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ its own.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _report import environment, measured
+from _report import environment, kept, measured, write_document
 from _run import command_of, limit_threads
 
 N_SPOTS, N_GENES, N_FEATURES, N_SECTIONS = 10_000, 1_000, 512, 5
@@ -98,8 +97,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit_threads(given.threads)
     part = 10 if given.quick else 1
     start = time.perf_counter()
-    predictions = []
-    with tempfile.TemporaryDirectory() as folder:
+    training: dict[str, Any] = {}
+    predictions: list[dict[str, Any]] = []
+    command = command_of("speed_genst", sys.argv[1:] if arguments is None else arguments)
+
+    def so_far() -> dict[str, Any]:
+        return {"prediction": predictions, "training": [training] if training else []}
+
+    with tempfile.TemporaryDirectory() as folder, kept(given.out, command, so_far) as keep:
         training = trained(N_SPOTS // part, N_GENES // part, N_FEATURES // part, Path(folder))
         print(
             f"training on {training['n_spots']:,} spots × {training['n_genes']:,} genes: "
@@ -109,20 +114,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 one = pool.apply(predicted, (folder, n_spots // part, N_FEATURES // part))
             predictions.append(one)
+            keep()
             print(
                 f"prediction of {one['n_spots']:,} spots: {one['seconds']:.1f} s, {one['peak_mb']:.0f} MB, of which the "
                 f"output is {one['output_mb']:.0f} MB (inputs, held before: {one['inputs_mb']:.0f} MB)"
             )
     meta = {
         "benchmark": "speed_genst",
-        "command": command_of("speed_genst", sys.argv[1:] if arguments is None else arguments),
+        "command": command,
         "quick": given.quick,
         "versions": environment(),
         "seconds": time.perf_counter() - start,
     }
-    given.out.write_text(
-        json.dumps({"meta": meta, "training": training, "prediction": predictions}, indent=1)
-    )
+    write_document(given.out, {"meta": meta, "training": training, "prediction": predictions})
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import platform
 import statistics
 import sys
@@ -37,6 +36,8 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from _report import kept, write_document
+from _run import command_of
 from torch import Tensor
 
 from stgen.data._cells import CellTable
@@ -576,13 +577,15 @@ def main(given: list[str] | None = None, sizes: Sizes | None = None) -> None:
         lambda: embedding(model, small, large, sizes),
         lambda: memory(sizes),
     )
-    for part in parts:
-        rows += part()
-        print(f"{rows[-1]['what']}: measured", flush=True)
+    command = command_of("speed_gest", sys.argv[1:] if given is None else given)
+    with kept(args.out, command, lambda: {"rows": rows}) as keep:
+        for part in parts:
+            rows += part()
+            keep()
+            print(f"{rows[-1]['what']}: measured", flush=True)
     print_table(rows)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps({"meta": meta(args, sizes, model), "rows": rows}, indent=1))
+        write_document(args.out, {"meta": meta(args, sizes, model), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -33,8 +33,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from _report import Cost, Place, Results, Row, crossed_interval, environment, heading, mean, measured, show
-from _run import command_of, forget, limit_threads, say_once
+from _report import (
+    Cost,
+    Place,
+    Results,
+    Row,
+    crossed_interval,
+    environment,
+    heading,
+    kept,
+    mean,
+    measured,
+    show,
+)
+from _run import command_of, folders_of, forget, limit_threads, names_of, say_once
 from scipy import sparse
 
 import stgen as stg
@@ -796,7 +808,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Path]:
     given = parser.parse_args(arguments)
     changes: dict[str, Any] = dict(QUICK) if given.quick else {}
     if given.datasets:
-        changes["datasets"] = tuple(name for name in given.datasets.split(",") if name)
+        known = folders_of(given.data, DATASETS)
+        changes["datasets"] = names_of(parser, "--datasets", given.datasets, known)
     if given.seeds:
         changes["seeds"] = tuple(int(seed) for seed in given.seeds.split(","))
     options = Options(
@@ -816,9 +829,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     limit_threads(options.threads)
     before = stg.settings.progress_bar, stg.settings.verbosity
     stg.settings.progress_bar, stg.settings.verbosity = False, "error"
+    command = command_of("unseen_region", sys.argv[1:] if arguments is None else arguments)
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        comparison, meta, paired = run(options, command_of("unseen_region", given))
+        with kept(out, command):
+            comparison, meta, paired = run(options, command)
     finally:
         stg.settings.progress_bar, stg.settings.verbosity = before
     say(comparison, meta, paired)

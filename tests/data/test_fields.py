@@ -23,7 +23,7 @@ from stgen.data._fields import (
     check_patients,
     field_from,
 )
-from stgen.data._names import looks_like_ensembl
+from stgen.data._names import looks_like_ensembl, spelling_hint
 from stgen.data._units import check_units, spot_pitch
 
 
@@ -203,6 +203,61 @@ def test_case_and_versions_are_hinted_at():
         align_genes(["Gapdh", "Actb"], ["GAPDH", "ACTB"])
     with pytest.raises(ValueError, match="match without the version suffix"):
         align_genes(["ENSG00000000001.1"], ["ENSG00000000001.2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "how"),
+    [
+        ("GAD1", "Gad1", "when upper and lower case are ignored"),
+        ("GAD1", "GRCh38_GAD1", "without the genome prefix"),
+        ("hg19-GAD1", "GAD1", "without the genome prefix"),
+        ("mm10___Gad1", "GAD1", "when upper and lower case are ignored and without the genome prefix"),
+        ("GRCh38-2020-A_GAD1", "GAD1", "without the genome prefix"),
+        ("ENSG00000000001.1", "ENSG00000000001.12", "without the version suffix"),
+        (
+            "GRCh38_ENSG00000000001.1",
+            "ENSG00000000001",
+            "without the genome prefix and without the version suffix",
+        ),
+        ("AC012345", "AC012345.1", "without the version suffix"),
+    ],
+)
+def test_one_gene_in_two_spellings_is_recognised_both_ways(name, other, how):
+    for one, its in ((name, other), (other, name)):
+        assert spelling_hint([one, "X"], ["A", its]) == (
+            f" 1 of them is there {how} ({one} – {its}): rename them if they are the same genes."
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("GAD1", ["GAD1", "Gad1"]),  # it is there as it is
+        ("RP11-34P13.7", ["RP11-34P13.8"]),  # clones: another number is another gene
+        ("AL627309.1", ["AL627309.5"]),
+        ("HLA-A", ["HLA-B", "A"]),
+        ("MM10", ["mm1"]),
+        ("H2-K1", ["K1"]),
+    ],
+)
+def test_two_genes_are_not_taken_for_one(name, known):
+    assert spelling_hint([name], known) == ""
+
+
+@pytest.mark.parametrize("n_alike", [0, 1, 5])
+def test_the_hint_comes_whether_some_genes_match_or_none(n_alike):
+    """Most match here, and the rest differ in case: that is no less worth saying than when none does."""
+    expected = [f"Gene{i}" for i in range(8)]
+    found = [name if i < n_alike else name.upper() for i, name in enumerate(expected)]
+    with pytest.raises(ValueError, match=rf"{8 - n_alike} match when upper and lower case are ignored"):
+        align_genes(expected, found)
+    with pytest.raises(
+        ValueError, match=rf"{8 - n_alike} match without the genome prefix \(Gene\d – GRCh38_Gene\d"
+    ):
+        align_genes(expected, [name if i < n_alike else f"GRCh38_{name}" for i, name in enumerate(expected)])
+    var = pd.DataFrame({"symbol": expected}, index=found)
+    with pytest.raises(ValueError, match=r"`var\['symbol'\]` has 8 of them"):
+        align_genes(expected, found, var=var)
 
 
 def test_repeated_names_are_refused_before_matching():
@@ -395,9 +450,7 @@ def test_sections_side_by_side_need_no_library_key():
 
 def test_every_spot_needs_a_section():
     adata = make(section=["a"] * 35 + [None])
-    with pytest.raises(
-        ValueError, match=r"obs\['section'\] must have a value for every spot; 1 are missing"
-    ):
+    with pytest.raises(ValueError, match=r"obs\['section'\] must have a value for every spot; 1 are missing"):
         CoordinatesField(library_key="section").facts(adata)
     with pytest.raises(KeyError, match=r"obs\['slide'\] does not exist; obs has \['section'\]"):
         CoordinatesField(library_key="slide").facts(adata)

@@ -258,6 +258,68 @@ def test_a_training_that_fails_leaves_the_model_unfitted(linear, tissue, monkeyp
         model.predict()
 
 
+class Impatience:
+    """Ctrl-C at the ``n``-th time that a function is called."""
+
+    def __init__(self, n, function):
+        self.n, self.function = n, function
+
+    def __call__(self, *args, **kwargs):
+        self.n -= 1
+        if not self.n:
+            raise KeyboardInterrupt
+        return self.function(*args, **kwargs)
+
+
+def test_an_interrupted_training_leaves_a_model_that_can_be_used(linear, tissue, tmp_path):
+    model = set_up(linear, tissue)
+    model.module.loss = Impatience(14, model.module.loss)
+    with (
+        pytest.warns(
+            UserWarning, match=r"interrupted in epoch 3; the model keeps the weights of epoch 2 and can"
+        ),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        model.train(
+            9, batch_size=32, early_stopping=False, progress_bar=False, checkpoint_dir=tmp_path / "state"
+        )
+    assert model.is_trained_
+    assert len(model.history_["train_loss"]) == 2
+    assert model.card["n_epochs"] == 2
+    answer = model.predict()
+    assert np.isfinite(answer).all()
+    model.save(tmp_path / "model")
+    np.testing.assert_allclose(linear.Model.load(tmp_path / "model").predict(tissue), answer)
+
+
+def test_the_checkpoint_of_an_interrupted_training_goes_on(linear, tmp_path):
+    whole, stopped, resumed = (set_up(linear, make_tissue()) for _ in range(3))
+    whole.train(4, batch_size=32, progress_bar=False)
+    stopped.module.loss = Impatience(14, stopped.module.loss)
+    with pytest.warns(UserWarning, match="interrupted"), pytest.raises(KeyboardInterrupt):
+        stopped.train(4, batch_size=32, progress_bar=False, checkpoint_dir=tmp_path)
+    resumed.train(resume_from=tmp_path, progress_bar=False)
+    np.testing.assert_array_equal(resumed.predict(), whole.predict())
+
+
+def test_interrupted_before_an_epoch_is_finished_the_model_says_it_is_not_fitted(linear, tissue):
+    model = set_up(linear, tissue)
+    model.module.loss = Impatience(2, model.module.loss)
+    with pytest.raises(KeyboardInterrupt, match="the model is not fitted"):
+        model.train(3, batch_size=32, progress_bar=False)
+    with pytest.raises(RuntimeError, match="not fitted, so it cannot predict"):
+        model.predict()
+
+
+def test_interrupted_in_its_last_step_the_model_is_not_fitted(linear, tissue, monkeypatch):
+    """What is read off a trained network is not there yet."""
+    model = set_up(linear, tissue)
+    monkeypatch.setattr(linear.Model, "_finish", Impatience(1, None).__call__)
+    with pytest.raises(KeyboardInterrupt):
+        model.train(1, progress_bar=False)
+    assert not model.is_trained_
+
+
 def test_a_model_without_an_example_says_so():
     from stgen.models import STModel
 
@@ -289,6 +351,17 @@ def test_training_again_goes_on(linear, tissue):
 def test_several_devices_are_refused(linear, tissue):
     with pytest.raises(ValueError, match="several devices is not built yet"):
         set_up(linear, tissue).train(1, accelerator="cpu", devices=2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without GPU")
+def test_a_device_that_is_not_there_is_named_by_training_and_by_loading(linear, keep, tmp_path):
+    model, _, _ = keep
+    with pytest.raises(ValueError, match=r"`accelerator='gpu'` is not there. Here is the CPU only"):
+        model.train(1, accelerator="gpu")
+    assert model.is_trained_
+    model.save(tmp_path / "m")
+    with pytest.raises(ValueError, match="no GPU with number 7"):
+        linear.Model.load(tmp_path / "m", device=7)
 
 
 def test_the_seed_of_training_defaults_to_the_settings(linear, tissue, monkeypatch):

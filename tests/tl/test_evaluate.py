@@ -374,6 +374,18 @@ def test_genes_lost_by_name_are_refused_or_reported(adata):
     adata.obsm["part"] = adata.layers["good"][:, :4]
     adata.uns["part"] = {"genes": np.array(["g1", "g2", "g3", "unknown"])}
     assert "1 of 4 genes of part are not in the truth" in run(adata, "part")["flags"].iloc[0]
+    adata.uns["part"] = {"genes": np.array(["g1", "g2", "g3", "GRCh38_G9"])}
+    with pytest.warns(
+        UserWarning,
+        match=r"^1 of 4 genes of part are not in the truth\. 1 of them is there when upper and lower case are ignored and "
+        r"without the genome prefix \(GRCh38_G9 – g9\)",
+    ):
+        run(adata, "part")
+    adata.uns["part"] = {"genes": np.array(["G1", "G2", "G3", "G4"])}
+    with pytest.raises(
+        ValueError, match=r"same kind of gene names\. 4 of them are there when upper and lower case are"
+    ):
+        run(adata, "part")
     adata.uns["part"] = {"genes": np.array(["ENSG1", "ENSG2", "ENSG3", "g1"])}
     with pytest.raises(ValueError, match=r"Only 1 of the 4 genes of 'part' are in `var_names`; at least 50%"):
         run(adata, "part")

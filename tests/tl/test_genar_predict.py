@@ -329,6 +329,26 @@ def test_genes_are_those_that_all_sections_have(tissue, new, caplog):
     assert "The sections have 12 and 9 genes; only the 9 that all of them have are used." in caplog.text
 
 
+def test_genes_that_sections_spell_differently_are_pointed_out(tissue, new):
+    sections = [tissue[tissue.obs[_keys.LIBRARY] == name].copy() for name in ("s1", "s2")]
+    sections[1].var_names = [*tissue.var_names[:9], *(name.upper() for name in tissue.var_names[9:])]
+    with pytest.warns(
+        UserWarning,
+        match=r"3 of 12 genes are not in every section of `train_on` and are not used\. 3 of them are there when upper and",
+    ):
+        stg.tl.genar_predict(new, train_on=sections, **FAST)
+    assert list(new.uns["genar"]["genes"]) == list(tissue.var_names[:9])
+
+
+def test_predicted_genes_that_the_spots_spell_differently_are_pointed_out(model, new):
+    new.var_names = [*new.var_names[:9], *(f"mm10___{name}" for name in new.var_names[9:])]
+    with pytest.warns(
+        UserWarning,
+        match=r"3 of the 12 predicted genes are not in `var_names`\. 3 of them are there without the genome prefix",
+    ):
+        stg.tl.genar_predict(new, model=model)
+
+
 def test_the_panel_is_that_of_gene_panel(train, new):
     stg.pp.gene_panel(train, n_genes=6)
     expected = list(train.uns[_keys.PANEL]["genes"])

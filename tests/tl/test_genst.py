@@ -250,6 +250,28 @@ def test_neither_marks_nor_tables_stay(train, new):
     assert not [manager for manager in held if manager.adata.n_obs == train.n_obs]
 
 
+def test_an_interrupted_training_writes_and_keeps_nothing(train, new, tmp_path, monkeypatch, recwarn):
+    from stgen.train._plan import TrainingPlan
+
+    def stop(plan):
+        if plan._in_last_phase:
+            raise KeyboardInterrupt
+
+    before, step = new.copy(), TrainingPlan.on_train_epoch_end
+    monkeypatch.setattr(TrainingPlan, "on_train_epoch_end", lambda plan: (step(plan), stop(plan)))
+    with pytest.raises(
+        KeyboardInterrupt, match=r"no model is kept and nothing is written.*`GenST\(adata\).train\(\)`"
+    ):
+        stg.tl.genst_predict(new, train_on=train, save=tmp_path / "model", **FAST)
+    assert not [one for one in recwarn if "can be used" in str(one.message)]
+    assert not (tmp_path / "model").exists()
+    assert (set(new.obsm), set(new.layers), set(new.uns)) == (
+        set(before.obsm),
+        set(before.layers),
+        set(before.uns),
+    )
+
+
 def test_one_seed_gives_one_result_and_the_kept_model_the_same(train, new, tmp_path):
     again, other = new.copy(), new.copy()
     stg.tl.genst_predict(new, train_on=train, random_state=3, save=tmp_path / "kept", **FAST)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from stgen.train import _files
-from stgen.train._files import read_bundle, read_facts, write_bundle
+from stgen.train._files import read_bundle, read_facts, write_bundle, written_whole
 
 TENSORS = {
     "a": torch.arange(6.0).reshape(2, 3),
@@ -60,6 +63,80 @@ def test_an_interrupted_write_leaves_the_old_bundle(folder, monkeypatch):
         write_bundle(folder, "model", {"a": torch.zeros(1)}, {})
     monkeypatch.undo()
     assert set(read_bundle(folder, "model")[0]) == set(TENSORS)
+
+
+def full_disk(where, *, after):
+    """Writers that find the disk full: the first once ``after`` bytes are there, or the second."""
+
+    def fail(*args, **kwargs):
+        if where == "tensors":
+            Path(args[1]).write_bytes(b"x" * after)
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        Path(args[0]).touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    return fail
+
+
+def fill_the_disk(monkeypatch, where):
+    if where == "tensors":
+        monkeypatch.setattr(_files, "save_file", full_disk(where, after=7))
+    else:
+        monkeypatch.setattr(Path, "write_text", full_disk(where, after=0))
+
+
+@pytest.mark.parametrize("where", ["tensors", "facts"])
+def test_a_full_disk_leaves_no_folder_of_that_name(tmp_path, monkeypatch, where):
+    fill_the_disk(monkeypatch, where)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_bundle(tmp_path / "new", "model", TENSORS, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("where", ["tensors", "facts"])
+def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(folder, monkeypatch, where):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    fill_the_disk(monkeypatch, where)
+    with pytest.raises(OSError, match="No space left on device"):
+        write_bundle(folder, "model", {"a": torch.zeros(1)}, {})
+    monkeypatch.undo()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert set(read_bundle(folder, "model")[0]) == set(TENSORS)
+
+
+@pytest.mark.parametrize("fails_at", ["writing", "renaming"])
+def test_a_folder_that_cannot_be_replaced_is_there_again(tmp_path, monkeypatch, fails_at):
+    path = tmp_path / "store"
+    path.mkdir()
+    (path / "first").touch()
+    if fails_at == "renaming":
+        monkeypatch.setattr(Path, "replace", full_disk("facts", after=0))
+    with pytest.raises(OSError, match="No space left"), written_whole(path) as partial:
+        partial.mkdir()
+        (partial / "second").touch()
+        if fails_at == "writing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+    assert [one.name for one in path.iterdir()] == ["first"]
+
+
+def test_a_folder_that_a_killed_run_had_moved_away_comes_back(tmp_path):
+    """It was killed between two renames; the next run must not take its remains for rubbish."""
+    (tmp_path / ".store.old").mkdir()
+    with pytest.raises(RuntimeError), written_whole(tmp_path / "store"):
+        raise RuntimeError
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+
+
+def test_what_is_whole_takes_the_place_of_what_was_there(tmp_path):
+    path = tmp_path / "store"
+    for name in ("first", "second"):
+        with written_whole(path) as partial:
+            partial.mkdir()
+            (partial / name).touch()
+            assert not (path / name).exists()
+    assert [one.name for one in tmp_path.iterdir()] == ["store"]
+    assert [one.name for one in path.iterdir()] == ["second"]
 
 
 def test_a_missing_folder_and_a_strange_folder_are_told_apart(folder, tmp_path):

@@ -328,15 +328,96 @@ def test_divergence_says_what_to_try(line, table, sides):
         run(line(), table, sides)
 
 
-def test_an_interrupt_reaches_the_user(line, table, sides):
-    class Impatient(line):
-        def loss(self, batch, *, generator=None):
-            raise KeyboardInterrupt
+def impatient(line, n_losses, n_phases=1):
+    """A network whose user presses Ctrl-C at the ``n_losses``-th batch; its phases last two epochs each."""
 
+    class Impatient(line):
+        n_left = n_losses
+
+        def begin_epoch(self, epoch, n_epochs, batches):
+            return min(epoch // 2, n_phases - 1)
+
+        def loss(self, batch, *, generator=None):
+            if self.training:
+                self.n_left -= 1
+                if self.n_left < 0:
+                    raise KeyboardInterrupt
+            return super().loss(batch, generator=generator)
+
+    Impatient.n_phases = n_phases
+    return Impatient()
+
+
+def test_an_interrupt_in_the_first_epoch_reaches_the_user(line, table, sides):
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt, match="Training was interrupted; the model is not fitted"):
-        run(Impatient(), table, sides)
+    with pytest.raises(
+        KeyboardInterrupt, match=r"Training was interrupted in epoch 1 of 4, .*; the model is not fitted"
+    ):
+        run(impatient(line, 2), table, sides)
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_an_interrupt_keeps_the_weights_of_the_last_finished_epoch(line, table, sides, ema_decay):
+    """Not those of the steps after it: 40 rows are 3 batches, and the 8th never comes."""
+    kept = []
+
+    def remember(plan):
+        with plan.averaged_weights():
+            kept.append(weights(plan.network))
+
+    network, handler = impatient(line, 7), signal.getsignal(signal.SIGINT)
+    report = run(network, table, sides, ema_decay=ema_decay, on_epoch=remember, early_stopping=False)
+    assert report.interrupted
+    assert report.n_epochs == len(report.history) == len(kept) == 2
+    assert_same(weights(network), kept[1])
+    assert not network.training
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_interrupt_keeps_the_best_weights_where_validation_chooses(line, table, sides):
+    table.y[sides[1]] = -table.y[sides[1]]  # validation gets worse from the first epoch on
+    best = {}
+
+    def remember(plan):
+        best.setdefault("of first epoch", {name: t.clone() for name, t in plan.state.best.items()})
+
+    network = impatient(line, 7)
+    report = run(
+        network,
+        table,
+        sides,
+        lr=0.5,
+        max_epochs=9,
+        warmup=0.0,
+        early_stopping=True,
+        patience=8,
+        on_epoch=remember,
+    )
+    assert (report.interrupted, report.n_epochs, report.best_epoch) == (True, 2, 0)
+    assert_same(weights(network), best["of first epoch"])
+
+
+def test_an_interrupt_before_the_last_phase_leaves_nothing_of_use(line, table, sides):
+    with pytest.raises(KeyboardInterrupt, match="in epoch 3 of 4, before its weights are of use"):
+        run(impatient(line, 8, n_phases=2), table, sides)
+    assert run(impatient(line, 10, n_phases=2), table, sides).n_epochs == 3
+
+
+def test_an_interrupted_resumed_run_keeps_what_it_went_on_from(line, table, sides, tmp_path):
+    def save(plan):
+        if plan.state.epoch == 2:
+            save_state(
+                tmp_path, plan.state, dict(plan.network.state_dict()), plan.optimizer, plan.options, {}
+            )
+
+    run(line(), table, sides, on_epoch=save, early_stopping=False)
+    state, last, _, _ = load_state(tmp_path)
+    network = impatient(line, 2)
+    network.load_state_dict(last)
+    report = run(network, table, sides, state=state, early_stopping=False)
+    assert (report.interrupted, report.n_epochs) == (True, 2)
+    assert_same(weights(network), last)
 
 
 def test_bf16_trains_on_cpu(line, table, sides):

@@ -16,11 +16,11 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from stgen._warn import warn
+from stgen._warn import number, warn
 from stgen.nn._network import Batch
 
 from ._fields import CountsField, Facts, _row_blocks, check_counts, read_counts
-from ._names import align_genes, check_unique, some
+from ._names import align_genes, check_unique, some, spelling_hint
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -90,7 +90,7 @@ def check_logs(X: Any, name: str) -> None:
             )
         if values.max() > HIGHEST_LOG:
             raise ValueError(
-                f"{name} must hold log-normalised expression; found {values.max():g}, which no logarithm of a count "
+                f"{name} must hold log-normalised expression; found {number(values.max(), HIGHEST_LOG)}, which no logarithm of a count "
                 "reaches. Run `sc.pp.log1p` first, or say `expression='counts'` for raw counts."
             )
 
@@ -156,7 +156,7 @@ class ExpressionTable:
             missing = np.delete(np.asarray(genes, dtype=object), here)
             warn(
                 f"{len(here)} of the model's {len(genes)} genes are here; {len(missing)} are not, such as "
-                f"{some(missing)}. Cells are read from the genes that are."
+                f"{some(missing)}. Cells are read from the genes that are.{spelling_hint(missing, adata.var_names)}"
             )
             if gene_share is not None:
                 target_total *= float(gene_share[here].sum())

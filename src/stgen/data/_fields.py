@@ -23,7 +23,7 @@ from scipy import sparse
 from stgen import _keys
 from stgen._by_name import names_of
 from stgen._labels import full_column
-from stgen._warn import warn
+from stgen._warn import number, share, warn
 
 from ._names import align_genes, check_unique, some
 from ._places import Places, library_column, places_and_grids, read_places, um_slot
@@ -78,10 +78,10 @@ def _check_count_values(values: np.ndarray, name: str) -> None:
     if values.dtype.kind == "f":
         broken = values != np.floor(values)
         if broken.any():
-            example = float(values[broken].flat[0])
+            example = values[broken].flat[0]
             raise ValueError(
-                f"{name} must hold counts; found {broken.mean():.0%} of values that are not whole numbers, "
-                f"such as {example:.4g}. It looks normalised or transformed. {remedy}"
+                f"{name} must hold counts; found {share(int(broken.sum()), broken.size)} of values that are not whole numbers, "
+                f"such as {number(example, round(float(example)))}. It looks normalised or transformed. {remedy}"
             )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from stgen._warn import warn
+from stgen._warn import number, warn
 
 _NM = 1000.0
 """Nanometres in a µm."""
@@ -529,7 +529,7 @@ def _centres(xy: NDArray[np.float64], section: NDArray[np.int64], n_sections: in
     widest = float((high - low).max(initial=0.0))
     if widest > _WIDEST_UM:
         raise ValueError(
-            f"Coordinates must be in µm; a section is {widest:.3g} wide, more than a metre. "
+            f"Coordinates must be in µm; a section is {number(widest, _WIDEST_UM)} wide, more than a metre. "
             "Convert with `stg.pp.coordinates_in_um`."
         )
     return np.rint((low + high) / 2)

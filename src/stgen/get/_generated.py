@@ -12,7 +12,7 @@ from scipy import sparse
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import read_counts
-from stgen.data._names import some
+from stgen.data._names import some, spelling_hint
 from stgen.data._predictions import Prediction, read_prediction
 
 from ._niches import places
@@ -94,7 +94,9 @@ def _asked(found: Prediction, genes: str | Sequence[str]) -> pd.Index:
     names = pd.Index([genes] if isinstance(genes, str) else list(genes)).astype(str)
     missing = names[~names.isin(found.genes)]
     if len(missing):
-        raise KeyError(f"{found.key!r} has no gene {some(missing)}; it has {some(found.genes)}.")
+        raise KeyError(
+            f"{found.key!r} has no gene {some(missing)}; it has {some(found.genes)}.{spelling_hint(missing, found.genes)}"
+        )
     return names
 
 

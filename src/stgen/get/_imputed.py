@@ -14,7 +14,7 @@ from stgen import _keys
 from stgen._by_name import in_order
 from stgen._docs import shared_doc
 from stgen.data._fields import check_counts, read_counts
-from stgen.data._names import check_unique, some
+from stgen.data._names import check_unique, some, spelling_hint
 from stgen.data._predictions import Prediction, read_prediction
 
 from ._prediction import _goes_along, _is_prediction
@@ -137,7 +137,7 @@ def asked_genes(found: Prediction, genes: str | Sequence[str]) -> pd.Index:
     if len(missing) or not len(names):
         raise KeyError(
             f"`genes` must be imputed genes; {some(missing) or 'none given'} are not. {found.key!r} has "
-            f"{len(found.genes)}, such as {some(found.genes)}."
+            f"{len(found.genes)}, such as {some(found.genes)}.{spelling_hint(missing, found.genes)}"
         )
     check_unique(names, "`genes`", "Name each once.")
     return names
@@ -166,7 +166,9 @@ def true_expression(adata: AnnData, found: Prediction, genes: pd.Index, truth: A
     check_unique(known, "Genes of `truth`", "Drop the copies.")
     missing = genes[~genes.isin(known)]
     if len(missing):
-        raise KeyError(f"`truth` has no gene {some(missing)}; it has {len(known)}, such as {some(known)}.")
+        raise KeyError(
+            f"`truth` has no gene {some(missing)}; it has {len(known)}, such as {some(known)}.{spelling_hint(missing, known)}"
+        )
     if isinstance(truth, str):
         stored = read_prediction(adata, truth)
         values = stored.block(np.arange(adata.n_obs), genes)

@@ -12,7 +12,7 @@ from scipy import sparse
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._names import some
+from stgen.data._names import some, spelling_hint
 from stgen.data._predictions import GENES, Prediction, read_prediction
 
 if TYPE_CHECKING:
@@ -58,7 +58,10 @@ def prediction(adata: AnnData, key: str = _keys.GENAR, *, genes: Sequence[str] |
         asked = pd.Index([genes] if isinstance(genes, str) else list(genes)).astype(str)
         positions = names.get_indexer(asked)
         if (positions < 0).any():
-            raise ValueError(f"{key!r} has no gene {some(asked[positions < 0])}; it has {some(names)}.")
+            missing = asked[positions < 0]
+            raise ValueError(
+                f"{key!r} has no gene {some(missing)}; it has {some(names)}.{spelling_hint(missing, names)}"
+            )
         names, values = asked, values[:, positions]
     return pd.DataFrame(values, index=adata.obs_names, columns=names)
 

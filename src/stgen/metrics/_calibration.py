@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stgen._by_name import join_tables, named_like
+from stgen._warn import number
 
 from ._arrays import Floats
 
@@ -43,7 +44,7 @@ def randomized_pit(
     if (below < -slack).any() or (at > 1 + slack).any() or (below > at + slack).any():
         raise ValueError(
             "`cdf_below` ≤ `cdf_at` must both lie in [0, 1]; "
-            f"got {np.nanmin(below):.3g} ≤ cdf_below and cdf_at ≤ {np.nanmax(at):.3g}."
+            f"got {number(np.nanmin(below), 0)} ≤ cdf_below and cdf_at ≤ {number(np.nanmax(at), 1)}."
         )
     place = np.random.default_rng(random_state).random(counts.shape)
     pit = np.clip(below + place * (at - below), 0, 1)

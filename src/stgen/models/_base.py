@@ -15,7 +15,7 @@ class, a config class, `setup_anndata` and its verb:
 ...         self._check_fitted("predict")
 ...         return np.concatenate([self.module(batch).cpu().numpy() for batch in self._batches(adata)])
 
-Of scvi-tools we use the registration (`AnnDataManager`), the base class with its words, and device names.
+Of scvi-tools we use the registration (`AnnDataManager`), the base class with its words.
 Its marks on the user's object are two strings in `uns`; applying a model to other data leaves no mark at
 all, because inputs are read through the fields without a manager. Its pickled files are not used.
 """
@@ -31,12 +31,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 from scvi.data import AnnDataManager
-from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 
 from stgen import _keys
 from stgen._labels import read_labels
 from stgen._settings import settings
+from stgen._warn import warn
 from stgen.data._fields import (
     CoordinatesField,
     CountsField,
@@ -50,6 +50,7 @@ from stgen.data._fields import (
 )
 from stgen.data._loaders import Batches, SpotTable, Table
 from stgen.data._rows import row_numbers
+from stgen.nn._devices import one_device
 from stgen.nn._network import Batch, Network
 from stgen.train._files import read_bundle, read_facts, write_bundle
 from stgen.train._options import TrainingOptions
@@ -68,6 +69,8 @@ logger = logging.getLogger("stgen")
 
 STEM = "model"
 PREDICTION_BATCH = 256
+INTERRUPTED = "Training was interrupted"
+"""How the warning of an interrupt begins."""
 
 
 def spot_fields(
@@ -325,6 +328,11 @@ class STModel(BaseModelClass):
         model it goes on from the current weights. ``None`` always means the default of the model, see
         ``training_defaults``.
 
+        Stopped by Ctrl-C (or a notebook's stop button), the model is fitted with the weights that it would
+        have kept after the last finished epoch, and a warning says which. The interrupt is then passed on:
+        loops over models, scripts and cells that wait in line stop too. Before an epoch (of the last
+        phase, where there are several) is finished, the model is left unfitted.
+
         Parameters
         ----------
         max_epochs
@@ -350,8 +358,11 @@ class STModel(BaseModelClass):
             ``"32"``, or ``"bf16"`` where the device supports it.
         random_state
             Seed. The same seed gives the same result; the global random state is left as found.
-        accelerator, devices
-            As in scvi-tools. ``"auto"`` takes one GPU if there is one, and never MPS.
+        accelerator
+            ``"auto"`` takes a CUDA GPU if there is one, else the CPU, and never MPS; ``"cpu"``, ``"gpu"``,
+            ``"cuda"`` or ``"mps"`` must be there.
+        devices
+            ``"auto"`` or 1: the first. A list: the number of the GPU to use, from 0, such as ``[1]``.
         progress_bar
             Show one bar. ``None`` takes ``stg.settings.progress_bar``.
         checkpoint_dir
@@ -366,6 +377,13 @@ class STModel(BaseModelClass):
         ------
         ValueError
             If data, options or checkpoint do not fit; the message says what was expected.
+        KeyboardInterrupt
+            If the user stops it; the model may be fitted nonetheless, see above.
+
+        Warns
+        -----
+        UserWarning
+            If the user stopped it and the model is fitted.
         """
         asked: dict[str, Any] = {
             "max_epochs": max_epochs,
@@ -383,7 +401,7 @@ class STModel(BaseModelClass):
         given = {name: value for name, value in asked.items() if value is not None}
         adata = self._data(None)
         train_rows, validation_rows, test_rows = self._field(SplitField).rows(adata)
-        accelerator, devices, device = _one_device(accelerator, devices)
+        accelerator, devices, device = one_device(accelerator, devices)
         if resume_from is None:
             state, options = TrainingState(), dataclasses.replace(self.training_defaults, **given)
         else:
@@ -432,6 +450,13 @@ class STModel(BaseModelClass):
         self._rows_of_history = [*self._rows_of_history, *report.history]
         self.history_ = history(self._rows_of_history)
         self._card = self._describe(adata, train_rows, options, report.n_epochs, report.best_epoch)
+        if report.interrupted:
+            kept = report.n_epochs if report.best_epoch is None else report.best_epoch + 1
+            warn(
+                f"{INTERRUPTED} in epoch {report.n_epochs + 1}; the model keeps the weights of epoch {kept} and "
+                "can be used."
+            )
+            raise KeyboardInterrupt
 
     @property
     def training_defaults(self) -> TrainingOptions:
@@ -541,7 +566,7 @@ class STModel(BaseModelClass):
                 )
         self.module = self._build(facts["sizes"])
         self.module.load_state_dict(weights)
-        self._prepared = True
+        self._prepared, self.is_trained_ = True, False
         return state, dataclasses.replace(options, **given)
 
     # ------------------------------------------------------------------------------------------ save and load
@@ -594,8 +619,9 @@ class STModel(BaseModelClass):
         adata
             Data to work on. Without it, say the data in each call. It is not marked.
         accelerator, device
-            Where the network goes; ``"auto"`` takes a GPU if there is one.
+            Where the network goes, as in :meth:`train`; a number is that of the GPU, from 0.
         """
+        place = one_device(accelerator, [int(device)] if str(device).isdigit() else device)[2]
         tensors, facts = read_bundle(Path(dir_path), STEM)
         if facts["class"] != cls.__name__:
             raise ValueError(
@@ -616,7 +642,7 @@ class STModel(BaseModelClass):
         model._card, model._rows_of_history = facts["card"], facts["history"]
         if model.is_trained_:
             model.history_ = history(model._rows_of_history)
-        model.to_device(_one_device(accelerator, device)[2])
+        model.to_device(place)
         if adata is not None:
             model.adata = adata
         return model
@@ -755,17 +781,6 @@ def _own(adata: AnnData) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- helpers
-
-
-def _one_device(accelerator: str, devices: Any) -> tuple[str, Any, torch.device]:
-    """Accelerator and devices for Lightning, and the device for torch."""
-    accelerator, devices, device = parse_device_args(accelerator, devices, return_device="torch")
-    n_devices = len(devices) if isinstance(devices, list) else (devices if accelerator == "cpu" else 1)
-    if n_devices not in (1, "auto", "1"):
-        raise ValueError(
-            f"Training on several devices is not built yet; got devices={devices!r}. Say `devices=1`."
-        )
-    return accelerator, devices, device
 
 
 def _hub() -> Any:

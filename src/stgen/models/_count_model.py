@@ -18,7 +18,7 @@ from torch import Tensor
 from stgen import _keys
 from stgen._settings import settings
 from stgen.data._fields import CountsField
-from stgen.data._names import check_unique, looks_like_ensembl, some
+from stgen.data._names import check_unique, looks_like_ensembl, some, spelling_hint
 from stgen.nn._distribution import (
     READ,
     AsFirst,
@@ -237,7 +237,7 @@ class CountModel(STModel):
             )
             raise ValueError(
                 f"`genes` must be among the {len(self.genes)} that the model predicts, such as {some(self.genes)}; "
-                f"{len(missing)} of {len(asked)} are not: {some(missing)}.{hint}"
+                f"{len(missing)} of {len(asked)} are not: {some(missing)}.{hint}{spelling_hint(missing, self.genes)}"
             )
         return columns
 

@@ -12,6 +12,7 @@ from scipy import sparse
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen.data._fields import read_counts, some
+from stgen.data._names import spelling_hint
 from stgen.data._places import library_column, read_xy
 from stgen.data._predictions import Prediction, read_prediction, rescaled
 from stgen.metrics import panel_target, pearson
@@ -146,7 +147,7 @@ def _panel(adata: AnnData, predictions: Sequence[Prediction], genes: Sequence[st
         who = f" (not in {some(lacking)})" if lacking and len(predictions) > 1 else ""
         raise KeyError(
             f"`genes` must be measured and predicted; {some(missing) or 'none given'} are not{who}. "
-            f"There are {len(panel)}, such as {some(panel)}."
+            f"There are {len(panel)}, such as {some(panel)}.{spelling_hint(missing, panel)}"
         )
     return panel
 

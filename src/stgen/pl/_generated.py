@@ -10,7 +10,7 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
-from stgen.data._names import some
+from stgen.data._names import some, spelling_hint
 from stgen.get._generated import generated_rows, measured, read_generation
 from stgen.get._niches import places
 from stgen.metrics import pearson
@@ -81,7 +81,7 @@ def generated(
         both = found.genes[found.genes.isin(adata.var_names)]
         raise KeyError(
             f"`genes` must be measured and generated; {some(missing) or 'none given'} are not. There are {len(both)}, such "
-            f"as {some(both)}."
+            f"as {some(both)}.{spelling_hint(missing, both)}"
         )
     table = places(adata, spatial_key, groups)
     made = _of_section(table, generated_rows(adata, found), section)

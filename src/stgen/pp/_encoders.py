@@ -118,8 +118,10 @@ def _timm_encoder(
     timm = _import_timm()
     import torch
 
+    from stgen.nn._devices import kind_of
+
+    device = kind_of(accelerator)
     module = _create(timm, name, {"pretrained": True, "num_classes": 0} | kwargs)
-    device = _device(accelerator)
     module = module.to(device)
     config = timm.data.resolve_model_data_config(module)
     size, mean, sd = tuple(config["input_size"][1:]), config["mean"], config["std"]
@@ -163,21 +165,6 @@ def normalised(
     if size is not None and tuple(tensor.shape[2:]) != tuple(size):
         tensor = F.interpolate(tensor, size=size, mode="bicubic", antialias=True).clamp(0, 1)
     return (tensor - torch.tensor(mean)[:, None, None]) / torch.tensor(sd)[:, None, None]
-
-
-def _device(accelerator: str) -> str:
-    import torch
-
-    known = {
-        "auto": "cuda" if torch.cuda.is_available() else "cpu",
-        "cpu": "cpu",
-        "gpu": "cuda",
-        "cuda": "cuda",
-        "mps": "mps",
-    }
-    if accelerator not in known:
-        raise ValueError(f"`accelerator` must be one of {', '.join(map(repr, known))}; got {accelerator!r}.")
-    return known[accelerator]
 
 
 def _import_timm() -> Any:

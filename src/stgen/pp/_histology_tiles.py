@@ -64,7 +64,9 @@ def histology_tiles(
     image
         Path (jpg, png, tif), array height × width × 3 (numpy, memory-mapped, zarr or dask; uint8, or floats
         from 0 to 1), or the name of pictures in ``uns["spatial"]``, such as ``"hires"``. For several sections
-        a dict section → image.
+        a dict section → image. A fourth channel of a file is opacity if the file says so; that of an array is taken as
+        opacity, which is warned of. A picture that says it is stored turned (EXIF) is refused: coordinates may count
+        pixels before or after that.
     tile_um
         Side of a tile, µm.
     tile_px

@@ -2,22 +2,34 @@
 
 An image answers two questions: how large it is, and what a window of it looks like as RGB, uint8. Only what
 can be seen as such without guessing is accepted: transparent pixels become white, grey becomes RGB, floats
-from 0 to 1 are scaled; 16-bit images and other floats are refused, because their white point is not known, and
-stacks of grey pages, because they may be anything.
+from 0 to 1 are scaled; 16-bit images and other floats are refused, because their white point is not known,
+stacks of grey pages, because they may be anything, and pictures that say they are to be turned, because nobody
+knows whether coordinates count pixels before or after that (Pillow turns a TIFF and not a JPEG, OpenCV both).
+
+A fourth channel is opacity where the file says so; what a TIFF calls unspecified is left out. An array says
+nothing, and is taken as what an RGBA picture becomes when it is read, with a warning.
 """
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stgen._warn import number, warn
+
 WHITE = 255
 _NOT_YET_RGB, _YCBCR = (3, 5, 8, 9, 10), 6
 """What a TIFF says of its colours: palette, inks, L*a*b*; compressed YCbCr is decoded to RGB."""
 _TIFF = (".tif", ".tiff", ".btf")
+_GREY, _UNSPECIFIED, _PREMULTIPLIED = (0, 1), 0, 1
+_ORIENTATION = 0x0112
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error, zlib.error)
+"""What readers raise of files that are truncated or damaged."""
 
 
 class SourceImage(Protocol):
@@ -46,17 +58,23 @@ def open_image(image: Any, name: str = "image") -> SourceImage:
         return PillowImage(image, name)
     if not (hasattr(image, "shape") and hasattr(image, "dtype")):
         raise TypeError(f"The {name} must be a path or an array; got {type(image).__name__}.")
-    return ArrayImage(image, name)
+    opened = ArrayImage(image, name)
+    if image.shape[2] == 4:
+        warn(
+            f"The {name} is an array of four channels. The fourth is taken as opacity, and transparent pixels become white. "
+            "If it is something else, leave it out: `image[..., :3]`."
+        )
+    return opened
 
 
 class PillowImage:
     """An image of Pillow's, or a file that Pillow reads. It is decoded whole on the first window, as 8-bit pixels."""
 
     def __init__(self, source: Any, name: str = "image") -> None:
-        self._source = source
+        self._source, self._name = source, name
         self._decoded: Any = None
         if isinstance(source, Path):
-            with _open_without_size_limit(source) as header:
+            with _open_without_size_limit(source, name) as header:
                 check_readable(header, name)
                 self.width, self.height = header.size
         else:
@@ -67,8 +85,13 @@ class PillowImage:
         """Pixels of a window, RGB."""
         if self._decoded is None:
             is_file = isinstance(self._source, Path)
-            self._decoded = _open_without_size_limit(self._source) if is_file else self._source
-            self._decoded.load()  # reads everything and closes the file
+            decoded = _open_without_size_limit(self._source, self._name) if is_file else self._source
+            try:
+                decoded.load()  # reads everything and closes the file
+            except DAMAGE as error:
+                raise damaged(self._name, error) from error
+            check_upright(decoded, self._name)  # a PNG may say it at its end
+            self._decoded = decoded
         return as_rgb(self._decoded.crop((left, top, right, bottom)))
 
 
@@ -83,8 +106,36 @@ def check_readable(image: Any, name: str) -> None:
     if image.mode not in _READABLE or is_deep:
         found = "it has 16" if image.mode in _READABLE else f"its mode is {image.mode!r}"
         raise ValueError(f"The {name} must have 8 bits per channel; {found}. {_REMEDY}")
+    check_upright(image, name)
     if image.mode in ("L", "1") and _next_page_has_its_size(image):
         raise ValueError(_pages_message(name, f"{image.n_frames} grey pages of one size"))
+
+
+def check_upright(image: Any, name: str) -> None:
+    """Raise if an image of Pillow's says that it is to be turned or mirrored."""
+    from PIL import Image
+
+    try:
+        orientation = Image.Image.getexif(image).get(_ORIENTATION, 1)  # a PNG's own would decode it whole
+    except DAMAGE:  # metadata that nobody can read turn nothing
+        return
+    _check_orientation(orientation, name, stored="np.asarray(Image.open(path))")
+
+
+def _check_orientation(orientation: Any, name: str, *, stored: str) -> None:
+    if orientation in range(2, 9):
+        raise ValueError(
+            f"The {name} says that it is stored turned or mirrored (orientation {orientation}), and coordinates may count "
+            f"pixels as stored or as shown. If they count them as stored, give `{stored}`; if as shown, "
+            "`np.asarray(ImageOps.exif_transpose(Image.open(path)))`."
+        )
+
+
+def damaged(name: str, error: Any) -> ValueError:
+    """What a reader says of a file, with the name of the file."""
+    return ValueError(
+        f"The {name} cannot be read: {error}. It is truncated or damaged; copy or export it again."
+    )
 
 
 def as_rgb(image: Any) -> NDArray[np.uint8]:
@@ -129,12 +180,15 @@ class ArrayImage:
             raise ValueError(
                 f"The {name} must have 8 bits per channel (uint8); its dtype is {pixels.dtype}. {_REMEDY}"
             )
-        self._pixels = pixels
+        self._pixels, self._name = pixels, name
         self.height, self.width = shape[:2]
 
     def window(self, top: int, bottom: int, left: int, right: int) -> NDArray[np.uint8]:
         """Pixels of a window, RGB."""
-        pixels = np.asarray(self._pixels[top:bottom, left:right])
+        try:
+            pixels = np.asarray(self._pixels[top:bottom, left:right])
+        except DAMAGE as error:
+            raise damaged(self._name, error) from error
         if self._scale != 1:
             pixels = np.rint(pixels * self._scale).astype(np.uint8)
         return _on_white(pixels) if pixels.shape[2] == 4 else pixels
@@ -159,7 +213,7 @@ def _check_floats(pixels: Any, name: str) -> None:
     low, high = float(ends[:, 0].min()), float(ends[:, 1].max())
     if low < 0 or high > 1 or np.isnan(low + high):
         raise ValueError(
-            f"The {name} must be uint8, or floats from 0 to 1; it has floats from {low:g} to {high:g}. "
+            f"The {name} must be uint8, or floats from 0 to 1; it has floats from {number(low, 0)} to {number(high, 1)}. "
             f"{_REMEDY}"
         )
 
@@ -170,7 +224,7 @@ def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.rint(rgba[..., :3] * opacity + WHITE * (1 - opacity)).astype(np.uint8)
 
 
-def _open_without_size_limit(path: Path) -> Any:
+def _open_without_size_limit(path: Path, name: str) -> Any:
     """Open with Pillow, without its limit: that guards servers, and a slide of 100 megapixels is usual here."""
     from PIL import Image, UnidentifiedImageError
 
@@ -183,6 +237,8 @@ def _open_without_size_limit(path: Path) -> Any:
             f"{path.name!r} cannot be read as an image (jpg, png or tif). Whole-slide formats need to be "
             "exported first."
         ) from error
+    except DAMAGE as error:
+        raise damaged(name, error) from error
     finally:
         Image.MAX_IMAGE_PIXELS = limit
 
@@ -198,14 +254,24 @@ def _map_tiff(path: Path) -> Any:
             axes, shape = file.series[0].axes, file.series[0].shape
             page = file.pages.first
             colours, is_compressed = int(page.photometric), int(page.compression) != 1
+            extra = tuple(int(one) for one in page.extrasamples)
+            orientation = page.tags.valueof(_ORIENTATION)
+            end = max(map(sum, zip(page.dataoffsets, page.databytecounts)), default=0)
     except Exception:  # an unknown dialect: let Pillow try, and complain if it must
         return None
+    if end > (size := path.stat().st_size):
+        raise damaged(f"image {path.name!r}", f"it ends after {size:,} bytes, its pixels after {end:,}")
+    _check_orientation(orientation, f"image {path.name!r}", stored="tifffile.imread(path)")
+    if colours in _GREY and len(extra) > 2:
+        raise ValueError(_pages_message(f"image {path.name!r}", f"{len(extra) + 1} grey channels"))
     if len(shape) > 3 or (len(shape) == 3 and "S" not in axes):
         kind = "images" if "S" in axes else "grey pages"
         found = f"{shape[0]} {kind} of one size (axes {axes}, shape {shape})"
         raise ValueError(_pages_message(f"image {path.name!r}", found))
     if colours in _NOT_YET_RGB or (colours == _YCBCR and not is_compressed) or "S" not in axes:
         return None  # Pillow knows how inks and bare luminance become colours
+    if extra == (_PREMULTIPLIED,):
+        return None  # and how colours that were multiplied by opacity come back
     try:
         pixels: NDArray
         try:
@@ -214,6 +280,7 @@ def _map_tiff(path: Path) -> Any:
             pixels = tifffile.imread(path)
     except Exception:  # an unknown compression or dialect: let Pillow try, and complain if it must
         return None
-    if axes.endswith("S") and pixels.ndim == 3:
-        return pixels
-    return np.moveaxis(pixels, 0, -1) if axes.startswith("S") and pixels.ndim == 3 else None
+    if pixels.ndim != 3 or "S" not in (axes[0], axes[-1]):
+        return None
+    pixels = pixels if axes.endswith("S") else np.moveaxis(pixels, 0, -1)
+    return pixels[..., :3] if pixels.shape[2] == 4 and extra in ((), (_UNSPECIFIED,)) else pixels

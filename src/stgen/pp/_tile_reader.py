@@ -17,10 +17,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from stgen._warn import number
 from stgen.data._fields import some
 from stgen.data._tiles import check_tiles
 
-from ._images import WHITE, SourceImage, as_rgb, check_readable, open_image
+from ._images import DAMAGE, WHITE, SourceImage, as_rgb, check_readable, damaged, open_image
 
 LEAST_UM_PER_PX, LARGEST_UM_PER_PX = 0.1, 10.0
 
@@ -80,7 +81,7 @@ class ImageTiles:
             window = self.window_px(name)
             if window > max(image.height, image.width):
                 raise ValueError(
-                    f"A tile of {self.tile_um:g} µm would be {window:.0f} pixels wide at "
+                    f"A tile of {self.tile_um:g} µm would be {number(window, max(image.width, image.height))} pixels wide at "
                     f"{self.um_per_px[name]:.4g} µm per pixel, more than the image{_of(name)} ({image.width} "
                     f"× {image.height}). Check `um_per_px`."
                 )
@@ -126,7 +127,7 @@ def check_pixel_size(um_per_px: float, name: str = "") -> None:
     """Raise if no microscope makes such pixels of tissue."""
     if not LEAST_UM_PER_PX <= um_per_px <= LARGEST_UM_PER_PX:
         raise ValueError(
-            f"A pixel of {um_per_px:.4g} µm{_of(name)} is implausible; expected {LEAST_UM_PER_PX:g} to "
+            f"A pixel of {number(um_per_px, LEAST_UM_PER_PX, LARGEST_UM_PER_PX)} µm{_of(name)} is implausible; expected {LEAST_UM_PER_PX:g} to "
             f"{LARGEST_UM_PER_PX:g} µm (0.25 at 40×, 0.5 at 20×, 3 to 10 for a hires picture). Check "
             "`um_per_px` or `spot_pitch_um`."
         )
@@ -146,7 +147,8 @@ def _check_inside(centre: NDArray[np.float64], image: SourceImage, name: str) ->
     )
     raise ValueError(
         f"{int((~inside).sum())} of {len(centre)} spots lie outside of the image{_of(name)}: it is "
-        f"{image.width} × {image.height} pixels, spots lie at x {x0:.0f} to {x1:.0f}, y {y0:.0f} to {y1:.0f} "
+        f"{image.width} × {image.height} pixels, spots lie at x {number(x0, 0)} to "
+        f"{number(x1, image.width)}, y {number(y0, 0)} to {number(y1, image.height)} "
         f"pixels.{hint}"
     )
 
@@ -229,17 +231,17 @@ class StoredTiles:
 
     def _read_index(self, path: Path) -> float | None:
         """Remember where each tile is; the size of tiles in µm if the file says so."""
-        import h5py
-
         if not path.is_file():
             raise FileNotFoundError(f"The file of tiles {str(path)!r} does not exist.")
-        with h5py.File(path, "r") as file:
+        with _opened(path) as file:
             absent = [key for key in ("jpeg", "obs_names") if key not in file]
             if absent:
                 raise ValueError(
                     f"{path.name!r} must have the datasets 'jpeg' and 'obs_names'; it has {list(file)}."
                 )
-            names = [name.decode() if isinstance(name, bytes) else str(name) for name in file["obs_names"][:]]
+            names = [
+                name.decode() if isinstance(name, bytes) else str(name) for name in _read(file, "obs_names")
+            ]
             um_per_px, side = file.attrs.get("mpp"), file.attrs.get("size_px")
         if side is not None:
             self._said_px[path] = float(side)
@@ -266,7 +268,7 @@ class StoredTiles:
         for path, side in self._said_px.items():
             if side != self.tile_px:
                 raise ValueError(
-                    f"{path.name!r} says that its tiles have {side:g} pixels a side (attribute `size_px`), but they have "
+                    f"{path.name!r} says that its tiles have {number(side, self.tile_px)} pixels a side (attribute `size_px`), but they have "
                     f"{self.tile_px}. Correct the attribute, or the tiles."
                 )
 
@@ -302,26 +304,42 @@ class StoredTiles:
 
     def _decode(self, names: list[str]) -> list[NDArray[np.uint8]]:
         """Tiles of spots that are stored in one file, in increasing places."""
-        import h5py
-
         path = self._place[names[0]][0]
-        with h5py.File(path, "r") as file:
-            encoded = file["jpeg"][[self._place[name][1] for name in names]]
+        with _opened(path) as file:
+            encoded = _read(file, "jpeg", [self._place[name][1] for name in names])
         return [_decoded(bytes(one), name, path) for one, name in zip(encoded, names)]
 
 
+def _opened(path: Path) -> Any:
+    import h5py
+
+    try:
+        return h5py.File(path, "r")
+    except DAMAGE as error:
+        raise damaged(f"file of tiles {path.name!r}", error) from error
+
+
+def _read(file: Any, key: str, rows: Any = slice(None)) -> Any:
+    try:
+        return file[key][rows]
+    except DAMAGE as error:
+        raise damaged(f"file of tiles {Path(file.filename).name!r}", error) from error
+
+
 def _decoded(encoded: bytes, spot: str, path: Path) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     name = f"tile of spot {spot!r} in {path.name!r}"
+    message = f"The {name} cannot be decoded ({len(encoded)} bytes). Store tiles as JPEG or PNG."
     try:
         image = Image.open(io.BytesIO(encoded))
-        check_readable(image, name)
+    except DAMAGE as error:
+        raise ValueError(message) from error
+    check_readable(image, name)
+    try:
         return as_rgb(image)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(
-            f"The {name} cannot be decoded ({len(encoded)} bytes). Store tiles as JPEG or PNG."
-        ) from error
+    except DAMAGE as error:
+        raise ValueError(message) from error
 
 
 def _agreed_size(sizes: list[float | None], given: float | None, tile_px: int) -> float:
@@ -340,4 +358,5 @@ def _agreed_size(sizes: list[float | None], given: float | None, tile_px: int) -
 
 
 def _of(name: str) -> str:
-    return f" of section {name!r}" if name else ""
+    # numpy's strings say that they are numpy's
+    return f" of section {str(name)!r}" if name else ""

@@ -18,7 +18,7 @@ from stgen._docs import shared_doc
 from stgen._labels import full_column
 from stgen._warn import warn
 from stgen.data._fields import CoordinatesField, read_counts
-from stgen.data._names import check_unique, some
+from stgen.data._names import check_unique, some, spelling_hint
 from stgen.data._places import library_column
 from stgen.get._imputed import INTERVALS, imputed_frame
 from stgen.pp._editing import check_adata, editable
@@ -353,7 +353,7 @@ def _spatial_table(
     from anndata import AnnData as Table
 
     from stgen.data._expression import SCALES, ExpressionField
-    from stgen.models.causalged._tables import MIN_SHARED, case_hint
+    from stgen.models.causalged._tables import MIN_SHARED
 
     expression, spatial_key = expression or "counts", spatial_key or _keys.SPATIAL
     if expression not in SCALES:
@@ -370,7 +370,7 @@ def _spatial_table(
         alone = adata.var_names[~is_known]
         warn(
             f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}."
-            f"{case_hint(alone, reference.var_names)}"
+            f"{spelling_hint(alone, reference.var_names)}"
         )
     values = read_counts(field.matrix(adata), None if is_known.all() else np.flatnonzero(is_known))
     obs = pd.DataFrame(index=adata.obs_names)

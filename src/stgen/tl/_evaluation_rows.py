@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 
 from stgen import _keys
+from stgen._warn import warn
 from stgen.data._fields import _row_blocks as row_blocks
 from stgen.data._fields import check_counts, read_counts, some
+from stgen.data._names import spelling_hint
 from stgen.data._places import library_column, read_places
 from stgen.data._predictions import Prediction
 from stgen.data._splits import read_split
@@ -117,10 +119,13 @@ def common_genes(var_names: pd.Index, predictions: Sequence[Prediction]) -> tupl
             raise ValueError(
                 f"Only {n_known} of the {n_genes} genes of {prediction.key!r} are in `var_names`; at least "
                 f"{MIN_GENE_OVERLAP:.0%} must be. It has {some(prediction.genes)}; `var_names` has {some(var_names)}. "
-                "Use the same kind of gene names."
+                f"Use the same kind of gene names.{spelling_hint(prediction.genes, var_names)}"
             )
         if n_known < n_genes:
             lost.append(f"{n_genes - n_known} of {n_genes} genes of {prediction.key} are not in the truth")
+            hint = spelling_hint(prediction.genes[~is_known], var_names)
+            if hint:
+                warn(f"{lost[-1]}.{hint}")
         common = common[common.isin(prediction.genes)]
     if len(common) == 0:
         has = "; ".join(f"{prediction.key!r} has {some(prediction.genes)}" for prediction in predictions)

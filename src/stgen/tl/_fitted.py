@@ -10,11 +10,13 @@ import copy as copies
 import dataclasses
 import logging
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stgen.data._names import align_genes, check_unique, looks_like_ensembl
+from stgen._warn import warn
+from stgen.data._names import align_genes, check_unique, looks_like_ensembl, spelling_hint
 from stgen.data._tiles import TilesField
 
 if TYPE_CHECKING:
@@ -122,8 +124,11 @@ def check_names(adata: AnnData, genes: list[str]) -> None:
         return
     check_unique(adata.var_names, "Gene names", "Run `adata.var_names_make_unique()` or drop the copies.")
     n_known = int(adata.var_names.isin(genes).sum())
+    hint = spelling_hint(genes, adata.var_names)
     if n_known == 0 and looks_like_ensembl(genes) != looks_like_ensembl(adata.var_names):
         align_genes(genes, adata.var_names, var=adata.var)
+    if hint:
+        warn(f"{len(genes) - n_known} of the {len(genes)} predicted genes are not in `var_names`.{hint}")
     if 0 < n_known < max(adata.n_vars, len(genes)):
         logger.info("%d of the %d predicted genes are in `var_names`.", n_known, len(genes))
 
@@ -155,14 +160,22 @@ def trained_model(
     random_state: int,
 ) -> M:
     """A model fitted on a table of our own, which scvi-tools forgets afterwards."""
-    from stgen.models._base import remove_setup_marks
+    from stgen.models._base import INTERRUPTED, remove_setup_marks
 
     kind.setup_anndata(table, **setup)  # type: ignore[attr-defined]
     try:
         model = kind(table, **{"random_state": random_state, **(model_kwargs or {})})
-        model.train(**{"random_state": random_state, **(train_kwargs or {})})
+        with warnings.catch_warnings():
+            # a model that nobody gets to see cannot be used
+            warnings.filterwarnings("ignore", message=INTERRUPTED)
+            model.train(**{"random_state": random_state, **(train_kwargs or {})})
         # scvi-tools would keep the table for as long as the session lives
         model.deregister_manager(table)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{INTERRUPTED}: no model is kept and nothing is written. To keep what it had learned, train the model "
+            f"itself (`{kind.__name__}(adata).train()`) and give it as `model=`."
+        ) from None
     finally:
         remove_setup_marks(table, {})
     return model

@@ -14,6 +14,7 @@ import pandas as pd
 from scipy import sparse
 
 from stgen import _keys
+from stgen._warn import warn
 from stgen.data._fields import (
     CoordinatesField,
     CountsField,
@@ -22,7 +23,7 @@ from stgen.data._fields import (
     check_counts,
     read_counts,
 )
-from stgen.data._names import align_genes, check_unique, some
+from stgen.data._names import align_genes, check_unique, some, spelling_hint
 from stgen.data._places import library_column
 from stgen.data._tiles import TilesField
 from stgen.pp._editing import check_adata, obs_column
@@ -284,6 +285,11 @@ def _shared_genes(sections: list[AnnData]) -> pd.Index:
         found = one.var_names.astype(str)
         if not shared.isin(found).any():
             align_genes(shared, found, var=one.var)  # says what is likely wrong
+        lost = shared[~shared.isin(found)]
+        if hint := spelling_hint(lost, found):
+            warn(
+                f"{len(lost)} of {len(shared)} genes are not in every section of `train_on` and are not used.{hint}"
+            )
         shared = shared[shared.isin(found)]
     most = max(one.n_vars for one in sections)
     if len(shared) < most:

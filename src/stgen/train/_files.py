@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,67 @@ FORMAT = 1
 """Number of the file format: raised when older versions of stgen could not read what newer ones write."""
 
 
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name beside ``path`` for a file or folder to be written, which takes the name of ``path`` at the end.
+
+    If writing fails (a full disk, Ctrl-C) it is removed, and what was at ``path`` before is there again.
+    """
+    partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
+    _put_back(old, path)
+    _remove(partial)
+    try:
+        yield partial
+        if path.is_dir():  # folders are not replaced in one step
+            path.rename(old)
+        partial.replace(path)
+    finally:
+        _put_back(old, path)
+        _remove(partial)
+
+
+def _put_back(old: Path, path: Path) -> None:
+    """The earlier folder, unless a newer one has taken its place."""
+    if old.exists() and not path.exists():
+        old.rename(path)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def write_bundle(directory: Path, stem: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write ``stem.json`` and the tensors it names. Interrupted, it leaves what was there readable."""
-    directory.mkdir(parents=True, exist_ok=True)
-    new = directory / f"{stem}.safetensors.part"
-    # clones: safetensors refuses tensors that share memory, as tied weights do
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, new)
-    digest = _digest(new)
-    name = f"{stem}-{digest[:12]}.safetensors"
-    os.replace(new, directory / name)
-    body = {**facts, "format": FORMAT, "stgen": stgen.__version__, "tensors": name, "sha256": digest}
-    body["checksum"] = _checksum(body)
-    part = directory / f"{stem}.json.part"
-    part.write_text(json.dumps(body, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(part, directory / f"{stem}.json")
+    """Write ``stem.json`` and the tensors it names. If that fails, what was there stays as it was."""
+    if directory.exists():
+        return _write(directory, stem, tensors, facts)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(directory) as partial:
+        partial.mkdir()
+        _write(partial, stem, tensors, facts)
+
+
+def _write(directory: Path, stem: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    new, part = directory / f".{stem}.safetensors.partial", directory / f".{stem}.json.partial"
+    try:
+        # clones: safetensors refuses tensors that share memory, as tied weights do
+        save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, new)
+        digest = _digest(new)
+        name = f"{stem}-{digest[:12]}.safetensors"
+        body = {**facts, "format": FORMAT, "stgen": stgen.__version__, "tensors": name, "sha256": digest}
+        body["checksum"] = _checksum(body)
+        part.write_text(json.dumps(body, indent=1, ensure_ascii=False), encoding="utf-8")
+        # only now, when the disk has had room for both
+        new.replace(directory / name)
+        part.replace(directory / f"{stem}.json")
+    except SafetensorError as error:
+        raise OSError(f"{directory} could not be written, so nothing in it was changed: {error}.") from error
+    finally:
+        for rest in (new, part):
+            rest.unlink(missing_ok=True)
     for old in directory.glob(f"{stem}-*.safetensors"):
         if old.name != name:
             old.unlink()

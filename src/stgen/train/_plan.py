@@ -100,6 +100,9 @@ class TrainingPlan(lightning.LightningModule):
         self._on_epoch = on_epoch
         self._train_loss, self._validation_loss = LossSum(), LossSum()
         self._validation_means: dict[str, float] = {}
+        self._phase = int(state.history[-1].get("phase", 1)) - 1 if state.history else -1
+        self._finished: dict[str, Tensor] = {}
+        self.is_usable = False
 
     # data: under several processes each asks for its own part
     def train_dataloader(self) -> Batches:
@@ -160,6 +163,7 @@ class TrainingPlan(lightning.LightningModule):
                 name: self.state.average.get(name, parameter.detach()).to(self.device).clone()
                 for name, parameter in self.network.named_parameters()
             }
+        self._remember_weights()
 
     def on_train_epoch_start(self) -> None:
         """Noise of an epoch depends on the seed and its number only, so that a resumed run repeats it."""
@@ -233,10 +237,8 @@ class TrainingPlan(lightning.LightningModule):
             and self._in_last_phase
             and (self.state.best_loss is None or loss < self.state.best_loss)
         ):
-            self.state.best_loss, self.state.best_epoch = loss, self.state.epoch
-            self.state.best = {
-                name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()
-            }
+            best = _weights_of(self.network)
+            self.state.best, self.state.best_loss, self.state.best_epoch = best, loss, self.state.epoch
         self._averaged.__exit__(None, None, None)
 
     def on_train_epoch_end(self) -> None:
@@ -247,6 +249,7 @@ class TrainingPlan(lightning.LightningModule):
         row |= _named(self._train_loss.means(), "train") | _named(self._validation_means, "validation")
         self._validation_means = {}
         self._check_finite(row)
+        self._remember_weights()
         self.state.history.append(row)
         self._progress.epoch(self.state.epoch, row)
         self.state.epoch += 1
@@ -272,13 +275,32 @@ class TrainingPlan(lightning.LightningModule):
         """The optimizer in use."""
         return self._optimizer
 
+    # the end, or Ctrl-C
+    @torch.no_grad()
+    def _remember_weights(self) -> None:
+        """Weights of a finished epoch: an interrupt comes anywhere, in the middle of a step too."""
+        if not self._in_last_phase:
+            return
+        self.is_usable = True
+        if not self._best:
+            with self.averaged_weights():
+                self._finished = _weights_of(self.network)
+
+    @property
+    def _best(self) -> dict[str, Tensor]:
+        return self.state.best if self.chooses_epoch else {}
+
     @torch.no_grad()
     def keep_final_weights(self) -> None:
-        """Leave the network with the best weights, else with the averaged ones, else with the last."""
-        if self.chooses_epoch and self.state.best:
-            self.network.load_state_dict(self.state.best)
-        else:
+        """Leave the network with the best weights, else with those of the last finished epoch."""
+        if self._best or self._finished:
+            self.network.load_state_dict(self._best or self._finished)
+        else:  # a finished run was resumed
             _copy_parameters(self.network, self.state.average)
+
+
+def _weights_of(network: Network) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items()}
 
 
 @torch.no_grad()

@@ -37,6 +37,8 @@ class FitReport:
     """Epochs that were run."""
     best_epoch: int | None
     """The epoch (from 0) whose weights were kept, where validation chose."""
+    interrupted: bool = False
+    """Whether the user stopped it: the weights are those that the finished epochs had come to."""
 
 
 def prepare(
@@ -85,6 +87,11 @@ def fit(
         Where training stands, to go on from there.
     on_epoch
         Called with the plan at the end of every epoch.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If the user stops it before the weights are of use: no epoch (of the last phase) is finished.
     """
     state = TrainingState() if state is None else state
     steps_per_epoch = -(-len(train_rows) // options.batch_size)
@@ -109,16 +116,33 @@ def fit(
         on_epoch=on_epoch,
     )
     finished = state.epoch >= n_epochs or _has_stopped(state, options, len(validation_rows))
+    interrupted = False
     try:
-        with quiet_lightning(), global_random_state_kept(device), keyboard_interrupts_pass():
+        with quiet_lightning(), global_random_state_kept(device):
             if not finished:
                 network.train()
-                _trainer(options, n_epochs - state.epoch, accelerator, devices, device).fit(plan)
+                trainer = _trainer(options, n_epochs - state.epoch, accelerator, devices, device)
+                interrupted = _is_interrupted(trainer, plan)
             plan.keep_final_weights()
     finally:
         bar.close()
         network.eval()
-    return FitReport(history=state.history, n_epochs=state.epoch, best_epoch=state.best_epoch)
+    return FitReport(state.history, state.epoch, state.best_epoch, interrupted)
+
+
+def _is_interrupted(trainer: lightning.Trainer, plan: TrainingPlan) -> bool:
+    """Train, and say whether the user stopped it with weights that are of use."""
+    try:
+        with keyboard_interrupts_pass():
+            trainer.fit(plan)
+    except KeyboardInterrupt:
+        if not plan.is_usable:
+            raise KeyboardInterrupt(
+                f"Training was interrupted in epoch {plan.state.epoch + 1} of {plan.n_epochs}, before its weights "
+                "are of use; the model is not fitted."
+            ) from None
+        return True
+    return False
 
 
 def _has_stopped(state: TrainingState, options: TrainingOptions, n_validation: int) -> bool:
@@ -183,7 +207,7 @@ def keyboard_interrupts_pass() -> Iterator[None]:
         yield
     except SystemExit as leaving:
         if isinstance(leaving.__context__, KeyboardInterrupt):
-            raise KeyboardInterrupt("Training was interrupted; the model is not fitted.") from None
+            raise KeyboardInterrupt from None
         raise
     finally:
         if handler is not None:

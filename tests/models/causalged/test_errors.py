@@ -136,6 +136,36 @@ def test_a_part_of_the_names_that_differs_in_case_is_pointed_out(panel, referenc
         build(renamed(panel, names), reference)
 
 
+def respelt(name):
+    return f"GRCh38_{name}"
+
+
+@pytest.mark.parametrize("wanted", [None, "all twins"])
+def test_a_gene_that_was_measured_under_another_name_is_not_imputed_in_silence(
+    wanted, panel, reference, fitted
+):
+    """Five measured genes are called otherwise: unread, and imputed as if nobody had measured them."""
+    twins = list(panel.var_names[15:])
+    other = renamed(panel, [*panel.var_names[:15], *map(respelt, twins)])
+    with pytest.warns(UserWarning) as said:
+        made = fitted.impute(other, genes=None if wanted is None else twins, n_samples=1, n_steps=2)
+    assert set(twins) <= set(made.var_names)
+    (message,) = (str(one.message) for one in said if "to impute" in str(one.message))
+    assert message.startswith(
+        f"5 of the {made.n_vars} genes to impute were measured, under another name: they match without the genome prefix "
+        f"({twins[0]} – {respelt(twins[0])}, "
+    )
+
+
+def test_a_gene_that_both_genomes_of_a_reference_have_is_not_called_a_twin(panel, reference, recwarn):
+    from stgen.models.causalged._imputation import wanted_genes
+
+    known = [*reference.var_names, *(name.upper() for name in panel.var_names)]
+    found = wanted_genes(None, known, list(panel.var_names))
+    assert len(found) == reference.n_vars  # the unmeasured ones, and all of the other genome
+    assert not [one for one in recwarn if "to impute" in str(one.message)]
+
+
 def test_names_that_differ_in_version_are_named(panel, reference):
     with pytest.raises(ValueError, match=r"match without the version suffix"):
         build(panel, renamed(reference, [f"{name}.2" for name in reference.var_names]))

@@ -15,8 +15,9 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from stgen._warn import warn
 from stgen.data._loaders import name_keys
-from stgen.data._names import align_genes, check_unique, some
+from stgen.data._names import align_genes, check_unique, some, spelling, spelling_hint, twins
 from stgen.nn._noise import keyed_uniform
 
 from ._calibration import MASSES, Intervals, Regression, level, trust, trust_features, widening
@@ -78,6 +79,7 @@ def wanted_genes(genes: Sequence[str] | None, known: Sequence[str], measured: Se
         found = np.flatnonzero([gene not in present for gene in known])
         if not len(found):
             raise ValueError("The reference has no gene that is not measured: there is nothing to impute.")
+        _warn_about_twins(found, known, measured)
         return found
     listed = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
     if not listed:
@@ -89,9 +91,25 @@ def wanted_genes(genes: Sequence[str] | None, known: Sequence[str], measured: Se
             f"`genes` must name genes that were not measured; {len(there)} were: {some(there)}. Leave them out."
         )
     try:
-        return align_genes(listed, known)
+        found = align_genes(listed, known)
     except ValueError as error:
         raise ValueError(f"`genes` must be in the reference. {error}") from None
+    _warn_about_twins(found, known, measured)
+    return found
+
+
+def _warn_about_twins(wanted: Ints, known: Sequence[str], measured: Sequence[str]) -> None:
+    """A gene is imputed although it was measured if the two sides spell it differently; nobody would notice."""
+    known_there = set(known)
+    # a measured gene that the reference has as well is itself, and its twin of another genome another gene
+    unread = [gene for gene in measured if gene not in known_there]
+    found = twins((known[i] for i in wanted), unread)
+    if found:
+        how, shown = spelling(found)
+        warn(
+            f"{len(found)} of the {len(wanted)} genes to impute were measured, under another name: they match {how} ({shown}). "
+            "What was measured is not read. Rename them on one side if they are the same genes."
+        )
 
 
 def read_genes(genes: Sequence[str], measured: Sequence[str]) -> Ints:
@@ -101,7 +119,7 @@ def read_genes(genes: Sequence[str], measured: Sequence[str]) -> Ints:
     if len(strange) or not len(listed):
         raise ValueError(
             f"`withheld` must name measured genes that the model reads; {some(strange) or 'none given'} are not. It reads "
-            f"{len(measured)}, such as {some(measured)}."
+            f"{len(measured)}, such as {some(measured)}.{spelling_hint(strange, measured)}"
         )
     check_unique(listed, "`withheld`", "Name each once.")
     return pd.Index(measured).get_indexer(listed).astype(np.int64)
@@ -116,7 +134,7 @@ def check_order(order: str | Sequence[str], known: Sequence[str]) -> None:
     if len(strange):
         raise ValueError(
             f"`order` must name genes of the reference; {len(strange)} of {len(listed)} are not: {some(strange)}. It has "
-            f"{some(known)}."
+            f"{some(known)}.{spelling_hint(strange, known)}"
         )
 
 

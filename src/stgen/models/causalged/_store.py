@@ -6,9 +6,10 @@ stopped leaves nothing that looks like an answer.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stgen.train._files import written_whole
 
 from ._imputation import Imputation, blocks, layer_names
 
@@ -52,10 +53,7 @@ def write_store(
     import zarr
     from anndata.io import write_elem
 
-    partial, old = (path.with_name(f".{path.name}.{what}") for what in ("partial", "old"))
-    for rest in (partial, old):
-        shutil.rmtree(rest, ignore_errors=True)
-    try:
+    with written_whole(path) as partial:
         # format 2 is what every AnnData that we work with reads
         root: Any = zarr.open_group(str(partial), mode="w", zarr_format=2)
         write_elem(root, "/", frame)
@@ -67,12 +65,6 @@ def write_store(
             for name, values in imputation.rows(rows, intervals=intervals):
                 arrays[name][rows[0] : rows[-1] + 1] = values
         zarr.consolidate_metadata(str(partial))
-        if path.exists():
-            path.rename(old)
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     return opened(path)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
@@ -16,7 +15,7 @@ from stgen._warn import warn
 from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField
 from stgen.data._loaders import name_keys
-from stgen.data._names import align_genes, case_pairs, check_unique, some
+from stgen.data._names import align_genes, check_unique, some, spelling_hint
 from stgen.data._windows import neighbour_index
 
 from ._views import N_SAMPLE, NEIGHBOURHOODS, Spots
@@ -60,20 +59,8 @@ def check_reference(adata: AnnData, reference: AnnData) -> None:
     if len(shared) < adata.n_vars:
         alone = adata.var_names.difference(reference.var_names)
         warn(
-            f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}.{case_hint(alone, reference.var_names)}"
+            f"{len(alone)} measured genes are not in the reference and are not used: {some(alone)}.{spelling_hint(alone, reference.var_names)}"
         )
-
-
-def case_hint(alone: pd.Index, known: pd.Index) -> str:
-    """What to say of genes that only the spatial data has, if the reference spells them otherwise."""
-    pairs = case_pairs(alone.astype(str), known.astype(str))
-    if not pairs:
-        return ""
-    shown = some(f"{one} – {other}" for one, other in pairs)
-    return (
-        f" {len(pairs)} of them are there when upper and lower case are ignored ({shown}): rename them if they are the same "
-        "genes."
-    )
 
 
 def panel_of(adata: AnnData, reference: AnnData, field: ExpressionField) -> tuple[list[str], float]:

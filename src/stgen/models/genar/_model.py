@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stgen import _keys
 from stgen._by_name import in_order
+from stgen.data._names import spelling_hint
 from stgen.models._base import Example
 from stgen.models._count_model import CountModel
 from stgen.nn._distribution import (
@@ -216,7 +217,7 @@ def _groups_of(given: Mapping[str, Any] | pd.DataFrame, genes: list[str]) -> lis
     if missing:
         raise ValueError(
             f"`gene_groups` must name a group for each of the {len(genes)} genes; {len(missing)} have none, "
-            f"such as {', '.join(missing[:3])}."
+            f"such as {', '.join(missing[:3])}.{spelling_hint(missing, table.index)}"
         )
     table = in_order(table, pd.Index(genes), "`gene_groups`", of="genes")
     rows = [pd.factorize(table[column], sort=True)[0] for column in table.columns]

@@ -26,6 +26,7 @@ from scipy import stats
 from scipy.spatial import cKDTree
 
 from stgen._by_name import in_order
+from stgen._warn import number
 
 MODES = ("activate", "inhibit", "replace")
 NULLS = ("tissue", "sham")
@@ -107,8 +108,8 @@ def check_rings(rings_um: Sequence[float] | None, reach: float) -> np.ndarray:
         raise ValueError(f"`rings_um` must be two or more rising distances in µm; got {rings_um!r}.")
     if edges[0] < 0 or edges[-1] > reach + 1e-6:
         raise ValueError(
-            f"`rings_um` must lie between 0 and {reach:g} µm, half of the model's window: it sees no further; got "
-            f"{edges[0]:g} to {edges[-1]:g}."
+            f"`rings_um` must lie between 0 and {number(reach)} µm, half of the model's window: it sees no further; got "
+            f"{number(edges[0], 0)} to {number(edges[-1], reach, float(number(reach)))}."
         )
     return edges
 

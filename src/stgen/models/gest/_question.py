@@ -15,7 +15,7 @@ import pandas as pd
 from stgen._by_name import in_order
 from stgen._labels import read_labels, spelling
 
-from ...data._names import some
+from ...data._names import some, spelling_hint
 from ...data._rows import read_mask
 from ._counterfactual import Counterfactual, Tissue, nearest_other
 from ._perturbation import (
@@ -160,7 +160,7 @@ def check_genes(genes: Sequence[str] | str, panel: Sequence[str]) -> np.ndarray:
     if missing:
         raise ValueError(
             f"`genes` must be in the model's panel of {len(panel)} genes; {some(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not. The panel has {some(list(panel))}."
+            f"{'is' if len(missing) == 1 else 'are'} not. The panel has {some(list(panel))}.{spelling_hint(missing, panel)}"
         )
     return np.array([number[gene] for gene in dict.fromkeys(wanted)])
 
@@ -171,12 +171,14 @@ def check_profile(profile: Any, panel: Sequence[str]) -> np.ndarray:
         profile = pd.Series(profile)
     if isinstance(profile, pd.DataFrame) and 1 in profile.shape:
         profile = profile.iloc[0] if len(profile) == 1 else profile.iloc[:, 0]
+    named = profile.index.astype(str) if isinstance(profile, pd.Series) else pd.Index([])
+    missing = [gene for gene in panel if gene not in named]
     profile = in_order(
         profile,
         pd.Index(panel),
         "`profile`",
         of="genes of the model's panel",
-        remedy="A gene that is not expressed is 0.",
+        remedy="A gene that is not expressed is 0." + spelling_hint(missing, named),
     )
     values = np.asarray(profile, dtype=np.float32)
     if values.shape != (len(panel),) or not np.isfinite(values).all() or (values < 0).any():
