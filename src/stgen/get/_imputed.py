@@ -179,12 +179,30 @@ def true_expression(adata: AnnData, found: Prediction, genes: pd.Index, truth: A
             f"`truth` must have all spots of `adata`; {int((rows < 0).sum())} of {adata.n_obs} are not there, such as "
             f"{some(adata.obs_names[rows < 0])}; it has {some(names)}."
         )
+    if not is_table:
+        _check_sections(adata, truth, rows, _params(found).get("library_key"))
     if is_table:
         values = truth.to_numpy()[:, known.get_indexer(genes)][rows]
     else:
         layer = _params(found).get("layer")
         values = _block(truth, layer if layer in truth.layers else None, genes)[rows]
     return on_scale(adata, found, np.asarray(values, dtype=np.float64))
+
+
+def _check_sections(adata: AnnData, truth: AnnData, rows: np.ndarray, key: str | None) -> None:
+    """Barcodes are the same on every slide: raise if these are spots of another section."""
+    key = _keys.LIBRARY if key is None else key
+    if key not in adata.obs or key not in truth.obs:
+        return
+    mine, its = adata.obs[key].astype(str).to_numpy(), truth.obs[key].astype(str).to_numpy()[rows]
+    other = np.flatnonzero(mine != its)
+    if len(other):
+        i = other[0]
+        raise ValueError(
+            f"`truth` must be of the same spots; {len(other)} of {adata.n_obs} have the same name and are of another section, "
+            f"such as {adata.obs_names[i]}: {mine[i]!r} in obs[{key!r}] of `adata`, {its[i]!r} in that of `truth`. Give the "
+            "truth of these sections; where only their names differ, drop the column from `truth`."
+        )
 
 
 def on_scale(adata: AnnData, found: Prediction, values: np.ndarray) -> np.ndarray:

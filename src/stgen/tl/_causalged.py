@@ -439,7 +439,8 @@ def _record(adata: AnnData, ready: Ready, made: AnnData, params: Mapping[str, An
         ready.fitted.card,
         library=place.library_key,
         patient=None,
-        trained_spots=None,
+        # what trained here is the user's object, whatever is known of its spots
+        learned=np.full(adata.n_obs, True) if ready.data is not adata else ready.reader._learned(adata),
     )
     return record_of(
         ready.fitted,

@@ -12,13 +12,13 @@ import pandas as pd
 
 from stgen import _keys
 from stgen._docs import shared_doc
+from stgen.data._identity import Spots
 from stgen.pp._editing import check_adata, editable
 
 from ._gest_source import (
     METHOD,
     Ready,
     Source,
-    cells_among,
     gest_record,
     labels_to_learn,
     quantization,
@@ -191,7 +191,7 @@ def _taught(
 ) -> tuple[GeST, np.ndarray]:
     """A model that knows the labels, and which cells of ``adata`` taught it."""
     if ready.is_new:
-        return ready.reader, cells_among(adata, ready.reader, ready.teachers)
+        return ready.reader, Spots.of(adata, ready.reader._fields).among(ready.teachers)
     if labels_key is None:
         return ready.reader, np.zeros(adata.n_obs, dtype=bool)
     split = ready.slots.split or (_keys.SPLIT if _keys.SPLIT in adata.obs else None)

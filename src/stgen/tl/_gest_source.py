@@ -16,10 +16,11 @@ import pandas as pd
 
 from stgen import _keys
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
+from stgen.data._identity import Spots
 
 from ._fitted import check_column, check_free, found_model, kept, reading, trained_model
 from ._records import record_of, seen_in_training
-from ._training_sections import Slots, check_values, names_of_training, training_table
+from ._training_sections import Slots, check_values, training_spots, training_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -66,13 +67,11 @@ class Ready(NamedTuple):
     reader: GeST
     """The same model, reading the slots that the user named."""
     path: str
-    trained_cells: pd.DataFrame | None
-    """Names and places of the cells that trained it, where they can be known."""
     slots: Slots
     is_new: bool
     """Whether it was trained here."""
-    teachers: pd.DataFrame | None = None
-    """Names and places of the cells whose labels it learned here."""
+    teachers: Spots | None = None
+    """The cells whose labels it learned here."""
 
 
 def ready_model(adata: AnnData, source: Source, verb: str, *, hidden: np.ndarray | None = None) -> Ready:
@@ -111,7 +110,7 @@ def _given(adata: AnnData, source: Source, verb: str, slots: Slots, hidden: np.n
         },
     )
     _check_fits(adata, reader, fitted.genes, hidden)
-    return Ready(fitted, reader, path, _cells_of(fitted), slots, is_new=False)
+    return Ready(fitted, reader, path, slots, is_new=False)
 
 
 def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | None) -> Ready:
@@ -135,10 +134,12 @@ def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | 
     if slots.labels is not None:
         fitted.learn_labels(slots.labels, table, by_section=source.by_section)
     path = kept(fitted, source.save)
-    cells = pd.DataFrame(table.obsm[slots.spatial], index=table.obs_names)
-    teachers = None if slots.labels is None else cells[table.obs[slots.labels].notna().to_numpy()]
-    cells = cells.loc[names_of_training(table, slots)]
-    return Ready(fitted, fitted, path, cells, slots, is_new=True, teachers=teachers)
+    fitted._trained_spots = cells = training_spots(own, slots, fitted._fields)
+    teachers = None
+    if slots.labels is not None:  # only training rows of the table still have labels
+        rows = SplitField(slots.split).rows(table)[0]
+        teachers = cells.rows(table.obs[slots.labels].iloc[rows].notna().to_numpy())
+    return Ready(fitted, fitted, path, slots, is_new=True, teachers=teachers)
 
 
 def labels_to_learn(adata: AnnData, key: str, split: str | None) -> pd.Series:
@@ -190,43 +191,20 @@ def _check_fits(adata: AnnData, reader: Any, genes: list[str], hidden: np.ndarra
             check_values(adata if hidden is None else adata[~hidden], field)
 
 
-def _cells_of(fitted: GeST) -> pd.DataFrame | None:
-    """Cells that trained a model of this session; a model from a folder brings no data."""
-    data, rows = fitted._adata, getattr(fitted, "train_indices_", None)
-    if data is None or rows is None or not len(rows) or rows.max() >= data.n_obs:
-        return None
-    xy = fitted._field(CoordinatesField).read(data)[0]
-    return pd.DataFrame(xy[rows], index=data.obs_names[rows])
-
-
 # -------------------------------------------------------------------------------------------------------------- records
 
 
 def seen(adata: AnnData, ready: Ready, rows: np.ndarray) -> dict[str, Any]:
     """Sections, patients and cells among these rows that the model was trained on."""
     place, patient = ready.fitted._field(CoordinatesField), ready.fitted._field(PatientField)
-    found = seen_in_training(
+    return seen_in_training(
         adata,
         rows,
         ready.fitted.card,
         library=ready.slots.library or place.library_key,
         patient=ready.slots.patient or patient.key or _keys.PATIENT,
-        trained_spots=None,
+        learned=ready.reader._learned(adata),
     )
-    n_cells = int((cells_among(adata, ready.reader, ready.trained_cells) & rows).sum())
-    return found | ({"n_spots": n_cells} if n_cells else {})
-
-
-def cells_among(adata: AnnData, reader: GeST, cells: pd.DataFrame | None) -> np.ndarray:
-    """Which cells are among others, by name and place: names such as ``"17"`` are in every section."""
-    same = np.zeros(adata.n_obs, dtype=bool)
-    if cells is None or not cells.index.is_unique:
-        return same
-    xy = reader._field(CoordinatesField).read(adata)[0]
-    there = cells.index.get_indexer(adata.obs_names)
-    known = np.flatnonzero(there >= 0)
-    same[known] = np.isclose(xy[known], cells.to_numpy()[there[known]], atol=1e-3).all(axis=1)
-    return same
 
 
 def gest_record(
