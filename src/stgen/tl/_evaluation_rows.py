@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from stgen import _keys
+from stgen._warn import warn
 from stgen.data._fields import _row_blocks as row_blocks
 from stgen.data._fields import check_counts, check_one_section, read_counts, some
 from stgen.data._predictions import Prediction
@@ -41,6 +42,7 @@ class Scored(NamedTuple):
     counts: np.ndarray
     """True counts, kept spots × genes of the panel."""
     xy: np.ndarray
+    """µm; NaN where there are no places."""
     section: np.ndarray
     is_train: np.ndarray
     is_test: np.ndarray
@@ -48,6 +50,10 @@ class Scored(NamedTuple):
     n_dropped: dict[str, int]
     """Near-empty test spots by section."""
     flags: list[str]
+
+    @property
+    def has_places(self) -> bool:
+        return bool(np.isfinite(self.xy).all())
 
     @property
     def sections(self) -> list[str]:
@@ -70,7 +76,7 @@ def scored_rows(
     """Check everything that could make a score lie, then read what is scored."""
     X = _truth(adata, truth, predictions)
     genes, lost = common_genes(adata.var_names, predictions)
-    xy = coordinates(adata, spatial_key)
+    xy = _places(adata, spatial_key)
     section = _sections(adata, groups, xy, spatial_key)
     is_train, is_validation, is_test = _split(adata, split_key)
     flags = [lost] if lost else []
@@ -96,9 +102,22 @@ def scored_rows(
     ]
     if small:
         found.flags.append(f"sections under {SMALL_SECTION} spots: {some(small)}")
+    if not found.has_places:
+        found.flags.append("no places")
     if not found.is_train.any():
         found.flags.append("no training rows")
     return found
+
+
+def _places(adata: AnnData, key: str) -> np.ndarray:
+    """Coordinates; NaN if there are none, which is no reason not to score."""
+    if key != _keys.SPATIAL or {_keys.SPATIAL, _keys.SPATIAL_UM} & set(adata.obsm):
+        return coordinates(adata, key)
+    warn(
+        f"obsm[{key!r}] does not exist: nulls, baselines and metrics that look at places are left out, and intervals are over "
+        "whole sections. Name the places with `spatial_key=`."
+    )
+    return np.full((adata.n_obs, 2), np.nan)
 
 
 def common_genes(var_names: pd.Index, predictions: Sequence[Prediction]) -> tuple[pd.Index, str]:
@@ -161,7 +180,8 @@ def _sections(adata: AnnData, groups: str | None, xy: np.ndarray, spatial_key: s
     if groups is None and _keys.LIBRARY in adata.obs:
         groups = _keys.LIBRARY
     if groups is None:
-        check_one_section(xy, adata.obs, spatial_key)
+        if np.isfinite(xy).all():
+            check_one_section(xy, adata.obs, spatial_key)
         return np.full(adata.n_obs, "all", dtype=object)
     return obs_column(adata, groups).astype(str).to_numpy(dtype=object)
 
