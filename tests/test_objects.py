@@ -476,7 +476,8 @@ def test_the_same_spots_in_another_object_give_the_same_result(name, moves, seed
     check(name, moves, seed)
 
 
-@pytest.mark.parametrize("name", TASKS)
+# metrics are of the arrays that they are given, whatever these hold
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "metrics"])
 @settings(
     max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None
 )
