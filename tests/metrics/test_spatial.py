@@ -83,3 +83,11 @@ def test_errors_say_what_was_found(tissue):
         metrics.morans_i(values, xy * np.nan)
     with pytest.raises(ValueError, match="`n_neighbors` must be at least 1"):
         metrics.morans_i(values, xy, n_neighbors=0)
+
+
+def test_on_a_lattice_the_order_of_rows_says_nothing():
+    xy = np.stack(np.meshgrid(np.arange(6.0), np.arange(7.0)), axis=-1).reshape(42, 2) * 100
+    rng = np.random.default_rng(0)
+    values, order = rng.random((42, 3)), rng.permutation(42)
+    expected = metrics.morans_i(values, xy, n_neighbors=6)
+    np.testing.assert_allclose(metrics.morans_i(values[order], xy[order], n_neighbors=6), expected)

@@ -427,9 +427,8 @@ def test_arguments_are_checked(adata):
     adata.obsm[_keys.HISTOLOGY][200] = np.nan
     with pytest.raises(ValueError, match=r"obsm\['X_histology'\] must be finite; 1 of"):
         run(adata, baselines=True)
-    del adata.obsm[_keys.SPATIAL]
-    with pytest.raises(KeyError, match=r"obsm\['spatial'\] does not exist"):
-        run(adata)
+    with pytest.raises(KeyError, match=r"obsm\['um'\] does not exist"):
+        run(adata, spatial_key="um")
 
 
 def test_overlapping_sections_without_their_column_are_noticed(adata):

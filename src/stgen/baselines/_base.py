@@ -56,6 +56,8 @@ class HistologyBaseline(ABC):
     """``"null"``, ``"baseline"`` or ``"oracle"``."""
     needs_histology: ClassVar[bool] = False
     """Whether it cannot work without a histology embedding."""
+    needs_places: ClassVar[bool] = False
+    """Whether it looks at where spots are."""
     has_units: ClassVar[bool] = True
     """Whether its values can be compared in size with the truth; if not, only correlations mean something."""
     scales: ClassVar[tuple[str, ...]] = ("normalized", "raw")

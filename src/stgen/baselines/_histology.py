@@ -75,6 +75,7 @@ class CoordinateKNN(HistologyBaseline):
 
     name = "coordinate kNN"
     kind = "null"
+    needs_places = True
 
     def __init__(
         self, *, n_neighbors: int = 10, center: bool = True, scale: str | None = None, random_state: int = 0
@@ -117,6 +118,7 @@ class NeighbourTruth(HistologyBaseline):
 
     name = "neighbours' truth"
     kind = "oracle"
+    needs_places = True
 
     def __init__(self, *, n_neighbors: int = 6, scale: str | None = None, random_state: int = 0) -> None:
         super().__init__(scale=scale, random_state=random_state)

@@ -482,7 +482,8 @@ def check_observations(adata: AnnData, *, minimum: int = 1, rows_are: str = "spo
     check_unique(
         adata.obs_names,
         f"{rows_are.removesuffix('s').capitalize()} names",
-        "Run `adata.obs_names_make_unique()`.",
+        'Barcodes are the same on every slide: join sections with `anndata.concat(..., index_unique="-")`; else run '
+        "`adata.obs_names_make_unique()`.",
     )
 
 

@@ -13,6 +13,7 @@ from scipy import sparse
 from stgen import _keys
 from stgen._by_name import in_order
 from stgen._docs import shared_doc
+from stgen._labels import read_labels
 from stgen.data._fields import check_counts, read_counts
 from stgen.data._names import check_unique, some, spelling_hint
 from stgen.data._predictions import Prediction, read_prediction
@@ -173,17 +174,37 @@ def true_expression(adata: AnnData, found: Prediction, genes: pd.Index, truth: A
         stored = read_prediction(adata, truth)
         values = stored.block(np.arange(adata.n_obs), genes)
         return values if stored.scale == "normalized" else on_scale(adata, found, values)
+    given = None
     if not isinstance(truth, pd.DataFrame):
         layer = _params(found).get("layer")
         block = _block(truth, layer if layer in truth.layers else None, genes)
-        truth = pd.DataFrame(block, truth.obs_names, genes)
+        given, truth = truth, pd.DataFrame(block, truth.obs_names, genes)
     spots = in_order(truth, adata.obs_names, "`truth`", of="spots of `adata`")
     if len(spots) != adata.n_obs:
         raise ValueError(
             f"`truth` must have all spots of `adata`; it has no names, and {len(spots)} rows for {adata.n_obs} spots."
         )
+    if given is not None:
+        _check_sections(adata, given, _params(found).get("library_key"))
     values = in_order(spots, genes, "`truth`", axis=1, of="genes")
     return on_scale(adata, found, np.asarray(values, dtype=np.float64))
+
+
+def _check_sections(adata: AnnData, truth: AnnData, key: str | None) -> None:
+    """Barcodes are the same on every slide: raise if these are spots of another section."""
+    key = _keys.LIBRARY if key is None else key
+    if key not in adata.obs or key not in truth.obs:
+        return
+    mine = read_labels(adata.obs[key])
+    its = read_labels(truth.obs[key]).reindex(mine.index)
+    other = np.flatnonzero((mine != its) & its.notna())
+    if len(other):
+        i = other[0]
+        raise ValueError(
+            f"`truth` must be of the same spots; {len(other)} of {adata.n_obs} have the same name and are of another section, "
+            f"such as {adata.obs_names[i]}: {mine.iloc[i]!r} in obs[{key!r}] of `adata`, {its.iloc[i]!r} in that of `truth`. Give the "
+            "truth of these sections; where only their names differ, drop the column from `truth`."
+        )
 
 
 def on_scale(adata: AnnData, found: Prediction, values: np.ndarray) -> np.ndarray:

@@ -63,6 +63,8 @@ def _nearest(xy: Floats, section: np.ndarray, n_neighbors: int) -> sparse.csr_ar
         raise ValueError(f"`n_neighbors` must be at least 1; got {n_neighbors}.")
     sources, targets = [], []
     for rows in _members(section):
+        # on a lattice neighbours tie: which of them count follows from places, not from the order of rows
+        rows = rows[np.lexsort((xy[rows, 1], xy[rows, 0]))]
         k = min(n_neighbors, len(rows) - 1)
         if k == 0:
             continue

@@ -48,6 +48,7 @@ from stgen.data._fields import (
     check_patients,
     field_from,
 )
+from stgen.data._identity import Spots
 from stgen.data._loaders import Batches, SpotTable, Table
 from stgen.data._rows import row_numbers
 from stgen.nn._devices import one_device
@@ -147,6 +148,7 @@ class STModel(BaseModelClass):
         self._prepared = False
         self._rows_of_history: list[dict[str, float]] = []
         self._card: dict[str, Any] = {}
+        self._trained_spots: Spots | None = None
         self.module = self._build(sizes or {})
 
     @classmethod
@@ -450,6 +452,7 @@ class STModel(BaseModelClass):
         self._rows_of_history = [*self._rows_of_history, *report.history]
         self.history_ = history(self._rows_of_history)
         self._card = self._describe(adata, train_rows, options, report.n_epochs, report.best_epoch)
+        self._trained_spots = Spots.of(adata, self._fields).rows(train_rows)
         if report.interrupted:
             kept = report.n_epochs if report.best_epoch is None else report.best_epoch + 1
             warn(
@@ -507,6 +510,12 @@ class STModel(BaseModelClass):
             "best_epoch": best_epoch,
             "options": dataclasses.asdict(options),
         }
+
+    def _learned(self, adata: AnnData) -> np.ndarray:
+        """Which rows trained the model, by section, name and place; none are known of a model that was loaded."""
+        if self._trained_spots is None:
+            return np.zeros(adata.n_obs, dtype=bool)
+        return Spots.of(adata, self._fields).among(self._trained_spots)
 
     @property
     def card(self) -> dict[str, Any]:

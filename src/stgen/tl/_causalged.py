@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from stgen.models import CausalGeD
     from stgen.models.causalged._imputation import Sampling
+    from stgen.models.causalged._places import SpatialKey
 
 METHOD = "CausalGeD"
 
@@ -54,7 +55,7 @@ def causalged_impute(
     expression: str | None = None,
     reference_layer: str | None = None,
     reference_expression: str | None = None,
-    spatial_key: str | None = None,
+    spatial_key: SpatialKey | None = None,
     library_key: str | None = None,
     model_kwargs: Mapping[str, Any] | None = None,
     train_kwargs: Mapping[str, Any] | None = None,
@@ -105,6 +106,8 @@ def causalged_impute(
         ``"counts"`` (the default) or ``"log"``.
     spatial_key
         %(gest_spatial_key)s
+        ``False``: places are not read, and a spot is imputed from what was measured in it alone. So it is, with a warning,
+        where nothing is named and ``obsm["spatial"]`` does not exist.
     library_key
         %(gest_library_key)s
     model_kwargs
@@ -153,8 +156,8 @@ def causalged_impute(
     Warns
     -----
     UserWarning
-        If measured genes are not in the reference, some of the model's are not in ``adata``, or training had measured
-        genes that are imputed here, and perhaps in these spots.
+        If measured genes are not in the reference, some of the model's are not in ``adata``, there are no places, or
+        training had measured genes that are imputed here, and perhaps in these spots.
 
     See Also
     --------
@@ -316,14 +319,17 @@ def _given(
     model: Any,
     layer: str | None,
     expression: str | None,
-    spatial_key: str | None,
+    spatial_key: SpatialKey | None,
     library_key: str | None,
 ) -> Ready:
     from stgen.data._expression import ExpressionField
     from stgen.models import CausalGeD
+    from stgen.models.causalged._places import check_spatial_key
 
     fitted, path = found_model(CausalGeD, model, "impute")
     check_column(adata, library_key)
+    place = fitted._field(CoordinatesField)
+    check_spatial_key(place, spatial_key)
     scale = fitted._field(ExpressionField).scale
     if expression not in (None, scale):
         raise ValueError(
@@ -334,7 +340,7 @@ def _given(
         fitted,
         {
             ExpressionField: {"layer": layer},
-            CoordinatesField: {"key": spatial_key, "library_key": library_key},
+            type(place): {"key": spatial_key or None, "library_key": library_key},
         },
     )
     check_values(adata, reader._field(ExpressionField))
@@ -346,23 +352,25 @@ def _spatial_table(
     reference: AnnData,
     layer: str | None,
     expression: str | None,
-    spatial_key: str | None,
+    spatial_key: SpatialKey | None,
     library_key: str | None,
 ) -> tuple[AnnData, dict[str, Any]]:
     """Measured genes that the reference has, and places, in a table of our own; and how to set it up."""
     from anndata import AnnData as Table
 
     from stgen.data._expression import SCALES, ExpressionField
+    from stgen.models.causalged._places import places_of
     from stgen.models.causalged._tables import MIN_SHARED
 
-    expression, spatial_key = expression or "counts", spatial_key or _keys.SPATIAL
+    expression, spatial_key = expression or "counts", _keys.SPATIAL if spatial_key is None else spatial_key
     if expression not in SCALES:
         raise ValueError(f"`expression` must be one of {', '.join(map(repr, SCALES))}; got {expression!r}.")
     library_key = library_column(adata, library_key, usual=_keys.LIBRARY)
     field = ExpressionField(layer, scale=expression)
     check_values(adata, field)
     # what is wrong with the place is said of the user's object, which knows its units
-    xy = CoordinatesField(spatial_key, library_key).read(adata)[0]
+    place = places_of(adata, spatial_key, library_key)
+    xy = place.read(adata)[0]
     is_known = adata.var_names.astype(str).isin(reference.var_names.astype(str))
     if is_known.sum() < MIN_SHARED:
         is_known[:] = True  # the model says what is wrong with the names
@@ -376,7 +384,9 @@ def _spatial_table(
     obs = pd.DataFrame(index=adata.obs_names)
     if library_key is not None:
         obs[library_key] = full_column(adata.obs, library_key)
-    table = Table(obs=obs, var=pd.DataFrame(index=adata.var_names[is_known]), obsm={spatial_key: xy})
+    table = Table(
+        obs=obs, var=pd.DataFrame(index=adata.var_names[is_known]), obsm={} if xy is None else {place.key: xy}
+    )
     if layer is None:
         table.X = values
     else:  # a kept model goes on reading the same layer
@@ -384,7 +394,7 @@ def _spatial_table(
     setup = {
         "layer": layer,
         "expression": expression,
-        "spatial_key": spatial_key,
+        "spatial_key": place.key or False,
         "library_key": library_key,
     }
     return table, setup
@@ -441,7 +451,8 @@ def _record(adata: AnnData, ready: Ready, made: AnnData, params: Mapping[str, An
         ready.fitted.card,
         library=place.library_key,
         patient=None,
-        trained_spots=None,
+        # what trained here is the user's object, whatever is known of its spots
+        learned=np.full(adata.n_obs, True) if ready.data is not adata else ready.reader._learned(adata),
     )
     seen |= _seen_genes(ready.fitted, made, seen)
     return record_of(
@@ -450,7 +461,7 @@ def _record(adata: AnnData, ready: Ready, made: AnnData, params: Mapping[str, An
         params={
             "layer": field.layer,
             "expression": field.scale,
-            "spatial_key": place.key,
+            "spatial_key": place.key or None,
             "library_key": place.library_key,
             # logs are not divided by anything
             "target_total": float(facts["target_total"]) if field.scale == "counts" else None,

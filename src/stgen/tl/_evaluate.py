@@ -101,7 +101,8 @@ def evaluate(
         Column of ``obs`` written by :func:`stgen.pp.split`: spots called ``"test"`` are scored. ``None`` scores every
         spot, and then no null can be fitted.
     spatial_key
-        %(spatial_key)s
+        %(spatial_key)s Without ``obsm["spatial"]``, nulls, baselines and metrics that look at places are left out, with
+        a warning; Pearson's intervals are then over sections, and one section has none.
     histology_key
         %(histology_key)s Without it only nulls and oracles are run.
     baselines
@@ -304,6 +305,7 @@ def _baseline_methods(
             for baseline in histology_baselines(
                 scale=name, histology=histology is not None, random_state=random_state
             )
+            if scored.has_places or not baseline.needs_places
         ]
     else:
         wanted = list(baselines)
@@ -311,6 +313,8 @@ def _baseline_methods(
             raise KeyError(
                 f"obsm[{histology_key!r}] does not exist, and a baseline needs it; obsm has {list(adata.obsm)}."
             )
+        if not scored.has_places and any(baseline.needs_places for baseline in wanted):
+            raise KeyError(f"There are no places, and a baseline needs them; obsm has {list(adata.obsm)}.")
     answers: dict[str, dict[str, np.ndarray]] = {}
     first: dict[str, HistologyBaseline] = {}
     for baseline in wanted:
@@ -320,7 +324,7 @@ def _baseline_methods(
             [baseline],
             histology,
             scored.counts,
-            scored.xy,
+            np.nan_to_num(scored.xy),  # without places only baselines that do not look are left
             scored.section,
             train=scored.is_train,
             test=scored.is_test,
@@ -343,7 +347,7 @@ def _features(adata: AnnData, scored: Scored, key: str, n_neighbors: int) -> np.
         raise ValueError(
             f"obsm[{key!r}] must be finite; {n_bad} of {len(own)} spots have NaN or infinite features."
         )
-    if n_neighbors == 0:
+    if n_neighbors == 0 or not scored.has_places:
         return own
     index = neighbour_index(scored.xy, scored.section, n_neighbors=n_neighbors)
     return np.concatenate([own, neighbour_mean(own, index)], axis=1)

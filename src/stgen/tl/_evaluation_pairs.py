@@ -69,8 +69,7 @@ def _interval(
     if np.isnan(gains).all():
         return np.nan, np.nan, ""
     if metric == "pearson":
-        over = "blocks" if len(gains) == 1 else "sections and blocks"
-        return *bootstrap.mean_gain(method.name, other.name, scale), over
+        return *bootstrap.mean_gain(method.name, other.name, scale), bootstrap.over
     low, high = metrics.bootstrap_interval(
         gains, level=bootstrap.level, n_boot=bootstrap.n_boot, random_state=bootstrap.random_state
     )

@@ -46,6 +46,7 @@ class Scored(NamedTuple):
     counts: np.ndarray
     """True counts, kept spots × genes of the panel."""
     xy: np.ndarray
+    """µm; NaN where there are no places."""
     section: np.ndarray
     is_train: np.ndarray
     is_test: np.ndarray
@@ -53,6 +54,10 @@ class Scored(NamedTuple):
     n_dropped: dict[str, int]
     """Near-empty test spots by section."""
     flags: list[str]
+
+    @property
+    def has_places(self) -> bool:
+        return bool(np.isfinite(self.xy).all())
 
     @property
     def sections(self) -> list[str]:
@@ -76,7 +81,7 @@ def scored_rows(
     X = _truth(adata, truth, predictions)
     genes, lost = common_genes(adata.var_names, predictions)
     column = library_column(adata, groups, usual=_keys.LIBRARY)
-    xy = read_places(adata, spatial_key, column).xy
+    xy = _places(adata, spatial_key, column)
     section = _sections(adata, column)
     is_train, is_validation, is_test = _split(adata, split_key)
     flags = [lost] if lost else []
@@ -103,9 +108,22 @@ def scored_rows(
     ]
     if small:
         found.flags.append(f"sections under {SMALL_SECTION} spots: {some(small)}")
+    if not found.has_places:
+        found.flags.append("no places")
     if not found.is_train.any():
         found.flags.append("no training rows")
     return found
+
+
+def _places(adata: AnnData, key: str, library_key: str | None) -> np.ndarray:
+    """Coordinates; NaN if there are none, which is no reason not to score."""
+    if key != _keys.SPATIAL or {_keys.SPATIAL, _keys.SPATIAL_UM} & set(adata.obsm):
+        return read_places(adata, key, library_key).xy
+    warn(
+        f"obsm[{key!r}] does not exist: nulls, baselines and metrics that look at places are left out, and intervals are over "
+        "whole sections. Name the places with `spatial_key=`."
+    )
+    return np.full((adata.n_obs, 2), np.nan)
 
 
 def common_genes(var_names: pd.Index, predictions: Sequence[Prediction]) -> tuple[pd.Index, str]:

@@ -65,6 +65,8 @@ def gene_scores(
     """Scores of all genes in one section."""
     if metric in ERRORS and metric not in ("zscore_rmse", "morans_i_gap") and not has_units:
         return np.full(truth.shape[1], np.nan)
+    if metric == "morans_i_gap" and not np.isfinite(xy).all():
+        return np.full(truth.shape[1], np.nan)
     if metric == "morans_i_gap":
         return np.abs(metrics.morans_i(prediction, xy) - metrics.morans_i(truth, xy))
     if metric == "js":  # a linear model may answer a little below 0, where no distribution is
@@ -231,8 +233,7 @@ def _interval(
     if null is None or np.isnan(gains).all():
         return np.nan, np.nan, ""
     if metric == "pearson":
-        over = "blocks" if len(scores.sections) == 1 else "sections and blocks"
-        return *bootstrap.mean_gain(method.name, null, scale), over
+        return *bootstrap.mean_gain(method.name, null, scale), bootstrap.over
     low, high = metrics.bootstrap_interval(
         gains, level=bootstrap.level, n_boot=bootstrap.n_boot, random_state=bootstrap.random_state
     )
@@ -319,7 +320,8 @@ class GeneGains(NamedTuple):
 class BlockBootstrap:
     """Paired draws of Pearson gains: sections with replacement, and inside each its spatial blocks.
 
-    With one section only its blocks are drawn: the interval then says nothing about other sections.
+    With one section only its blocks are drawn: the interval then says nothing about other sections. Without places only
+    sections are drawn, and one section has no interval.
     """
 
     def __init__(
@@ -333,7 +335,14 @@ class BlockBootstrap:
         self.section_weights = (
             draw_weights(n_sections, n_boot, generator) if n_sections > 1 else np.ones((n_boot, 1))
         )
-        self.blocks = {name: metrics.spatial_blocks(scores.xy[rows]) for name, rows in scores.rows.items()}
+        has_places = bool(np.isfinite(scores.xy).all())
+        self.over = " and ".join(["sections"] * (n_sections > 1) + ["blocks"] * has_places)
+        self.blocks = {
+            name: metrics.spatial_blocks(scores.xy[rows])
+            if has_places
+            else np.zeros(len(rows), dtype=np.int64)
+            for name, rows in scores.rows.items()
+        }
         self.weights = {
             name: draw_weights(int(block.max()) + 1, n_boot, generator) for name, block in self.blocks.items()
         }
@@ -358,7 +367,9 @@ class BlockBootstrap:
         return [slice(start, min(start + self.step, n_genes)) for start in range(0, n_genes, self.step)]
 
     def mean_gain(self, method: str, null: str, scale: str) -> tuple[float, float]:
-        """Interval of the mean gain over genes."""
+        """Interval of the mean gain over genes; NaN if there is nothing to draw."""
+        if not self.over:
+            return np.nan, np.nan
         gain = self._mean_draws(method, scale) - self._mean_draws(null, scale)
         low, high = percentile_interval(gain[:, None], self.level)
         return float(low[0]), float(high[0])
@@ -391,7 +402,7 @@ class BlockBootstrap:
             _means(scores.skill(method.name, "pearson", scale), axis=0) - by_null[best, np.arange(len(score))]
         )
         low, high = np.full(len(score), np.nan), np.full(len(score), np.nan)
-        if scale in method.on_scale:
+        if scale in method.on_scale and self.over:
             for genes in self.gene_blocks():
                 of_nulls = np.stack([self.draws(null, scale, genes) for null in nulls])
                 of_best = of_nulls[best[genes], :, np.arange(of_nulls.shape[2])].T

@@ -41,7 +41,7 @@ from ._records import (
     seen_in_training,
     warn_of_seen,
 )
-from ._training_sections import Slots, check_images_alike, names_of_training, training_table
+from ._training_sections import Slots, check_images_alike, training_spots, training_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -151,20 +151,17 @@ def predict_into(
             },
         )
         check_names(adata, fitted.genes)
-        trained_spots = None
     else:
         table, slots = training_table(train_on, slots, genes=genes, n_genes=n_genes)
         _check_inputs_fit(adata, table, slots)
         check_names(adata, list(table.var_names))
         fitted = _trained(kind, table, slots, model_kwargs, train_kwargs, random_state)
+        fitted._trained_spots = training_spots(train_on, slots, fitted._fields)
         path = kept(fitted, save)
         reader, genes = fitted, None
-        trained_spots = (
-            None if isinstance(train_on, list | tuple | Mapping) else names_of_training(table, slots)
-        )
     names = fitted.genes if genes is None else [genes] if isinstance(genes, str) else list(genes)
     check_unique(pd.Index(names), "`genes`", "Name every gene once.")
-    seen = _seen_in_training(adata, fitted, slots, trained_spots)
+    seen = _seen_in_training(adata, reader, slots)
 
     in_layers = len(names) == adata.n_vars and set(names) == set(adata.var_names)
     names = list(adata.var_names) if in_layers else names
@@ -196,9 +193,7 @@ def _trained(
     return trained_model(kind, table, setup, model_kwargs, train_kwargs, random_state)
 
 
-def _seen_in_training(
-    adata: AnnData, model: CountModel, slots: Slots, trained_spots: pd.Index | None
-) -> dict[str, Any]:
+def _seen_in_training(adata: AnnData, model: CountModel, slots: Slots) -> dict[str, Any]:
     """Sections, patients and spots that the model was trained on, among rows that are not called training rows."""
     place, patient = model._field(CoordinatesField), model._field(PatientField)
     seen = seen_in_training(
@@ -207,7 +202,7 @@ def _seen_in_training(
         model.card,
         library=slots.library or place.library_key,
         patient=slots.patient or patient.key or _keys.PATIENT,
-        trained_spots=trained_spots,
+        learned=model._learned(adata),
     )
     warn_of_seen(seen, "agreement with its counts says little about new patients.")
     return seen

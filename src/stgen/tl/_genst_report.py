@@ -175,7 +175,7 @@ def genst_report(
     )
     reader._field(CountsField).compare(fitted._facts["counts"], adata)
     rows = rows_to_report(adata, split_key, indices)
-    seen = _seen(adata, rows, fitted, reader._field(CoordinatesField).library_key, patient_key)
+    seen = _seen(adata, rows, reader, reader._field(CoordinatesField).library_key, patient_key)
     asked = {
         "n_boot": n_boot,
         "n_halvings": n_halvings,
@@ -223,10 +223,9 @@ def _seen(
     """What the model was trained on among these rows; said aloud."""
     mask = np.zeros(adata.n_obs, dtype=bool)
     mask[rows] = True
-    is_own = adata is model.adata and getattr(model, "train_indices_", None) is not None
-    trained = adata.obs_names[model.train_indices_] if is_own else None
+    learned = model._learned(adata)
     seen = seen_in_training(
-        adata, mask, model.card, library=library_key, patient=patient_key, trained_spots=trained
+        adata, mask, model.card, library=library_key, patient=patient_key, learned=learned
     )
     warn_of_seen(seen, "what it captures there says little about new patients.")
     return seen

@@ -17,10 +17,11 @@ import pandas as pd
 from stgen import _keys
 from stgen._labels import read_labels
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
+from stgen.data._identity import Spots
 
 from ._fitted import check_column, check_free, found_model, kept, reading, trained_model
 from ._records import record_of, seen_in_training
-from ._training_sections import Slots, check_values, names_of_training, training_table
+from ._training_sections import Slots, check_values, training_spots, training_table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -68,8 +69,6 @@ class Ready(NamedTuple):
     reader: GeST
     """The same model, reading the slots that the user named."""
     path: str
-    trained_cells: pd.DataFrame | None
-    """Names and places of the cells that trained it, where they can be known."""
     slots: Slots
     is_new: bool
     """Whether it was trained here."""
@@ -111,12 +110,11 @@ def _given(adata: AnnData, source: Source, verb: str, slots: Slots, hidden: np.n
         },
     )
     _check_fits(adata, reader, fitted.genes, hidden)
-    return Ready(fitted, reader, path, _cells_of(fitted), slots, is_new=False)
+    return Ready(fitted, reader, path, slots, is_new=False)
 
 
 def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | None) -> Ready:
     from stgen.models import GeST
-    from stgen.models.gest._annotation import taught
 
     expression = source.expression or "counts"
     own = _without_hidden(adata, source.train_on, hidden)
@@ -129,22 +127,23 @@ def _trained(adata: AnnData, source: Source, slots: Slots, hidden: np.ndarray | 
         "patient_key": slots.patient,
         "split_key": slots.split,
     }
-    _check_fits(adata, _unfitted(slots, expression), list(table.var_names), hidden)
+    fields = _unfitted(slots, expression)
+    _check_fits(adata, fields, list(table.var_names), hidden)
+    cells, teachers = training_spots(own, slots, fields), None
     if slots.labels is not None:
-        labels, can_teach = labels_to_learn(table, slots.labels, slots.split)
-        table.obs[slots.labels] = labels
-        teachers = pd.DataFrame(table.obsm[slots.spatial], index=table.obs_names)[can_teach]
-        place = CoordinatesField(slots.spatial, slots.library, "cells")
+        rows = SplitField(slots.split).rows(table)[0]
+        table.obs[slots.labels], can_teach = labels_to_learn(table, slots.labels, slots.split)
         check_some_left(
-            taught(teachers, adata.obs_names, place.read(adata)[0]), slots.labels, source.learn_from
+            Spots.of(adata, fields).among(cells.rows(can_teach[rows])), slots.labels, source.learn_from
         )
+        teachers = cells.rows(table.obs[slots.labels].notna().to_numpy()[rows])
     fitted = trained_model(GeST, table, setup, source.model_kwargs, source.train_kwargs, source.random_state)
     if slots.labels is not None:
         fitted.learn_labels(slots.labels, table, by_section=source.by_section)
+        fitted._teachers = teachers  # by the names of the user's objects, not of the table
     path = kept(fitted, source.save)
-    cells = pd.DataFrame(table.obsm[slots.spatial], index=table.obs_names)
-    cells = cells.loc[names_of_training(table, slots)]
-    return Ready(fitted, fitted, path, cells, slots, is_new=True)
+    fitted._trained_spots = cells
+    return Ready(fitted, fitted, path, slots, is_new=True)
 
 
 def labels_to_learn(adata: AnnData, key: str, split: str | None) -> tuple[pd.Series, np.ndarray]:
@@ -208,43 +207,20 @@ def _check_fits(adata: AnnData, reader: Any, genes: list[str], hidden: np.ndarra
             check_values(adata if hidden is None else adata[~hidden], field)
 
 
-def _cells_of(fitted: GeST) -> pd.DataFrame | None:
-    """Cells that trained a model of this session; a model from a folder brings no data."""
-    data, rows = fitted._adata, getattr(fitted, "train_indices_", None)
-    if data is None or rows is None or not len(rows) or rows.max() >= data.n_obs:
-        return None
-    xy = fitted._field(CoordinatesField).read(data)[0]
-    return pd.DataFrame(xy[rows], index=data.obs_names[rows])
-
-
 # -------------------------------------------------------------------------------------------------------------- records
 
 
 def seen(adata: AnnData, ready: Ready, rows: np.ndarray) -> dict[str, Any]:
     """Sections, patients and cells among these rows that the model was trained on."""
     place, patient = ready.fitted._field(CoordinatesField), ready.fitted._field(PatientField)
-    found = seen_in_training(
+    return seen_in_training(
         adata,
         rows,
         ready.fitted.card,
         library=ready.slots.library or place.library_key,
         patient=ready.slots.patient or patient.key or _keys.PATIENT,
-        trained_spots=None,
+        learned=ready.reader._learned(adata),
     )
-    n_cells = int((cells_among(adata, ready.reader, ready.trained_cells) & rows).sum())
-    return found | ({"n_spots": n_cells} if n_cells else {})
-
-
-def cells_among(adata: AnnData, reader: GeST, cells: pd.DataFrame | None) -> np.ndarray:
-    """Which cells are among others, by name and place: names such as ``"17"`` are in every section."""
-    same = np.zeros(adata.n_obs, dtype=bool)
-    if cells is None or not cells.index.is_unique:
-        return same
-    xy = reader._field(CoordinatesField).read(adata)[0]
-    there = cells.index.get_indexer(adata.obs_names)
-    known = np.flatnonzero(there >= 0)
-    same[known] = np.isclose(xy[known], cells.to_numpy()[there[known]], atol=1e-3).all(axis=1)
-    return same
 
 
 def gest_record(

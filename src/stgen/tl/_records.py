@@ -80,9 +80,12 @@ def seen_in_training(
     *,
     library: str | None,
     patient: str | None,
-    trained_spots: pd.Index | None,
+    learned: np.ndarray,
 ) -> dict[str, Any]:
-    """Sections, patients and spots that the model was trained on, among these rows."""
+    """Sections, patients and spots that the model was trained on, among these rows.
+
+    ``learned`` tells which spots these are, as :meth:`stgen.data._identity.Spots.among` knows them.
+    """
     columns = {
         "sections": (library, card["training_sections"]),
         "patients": (patient, card["training_patients"]),
@@ -93,10 +96,9 @@ def seen_in_training(
             both = sorted(set(read_labels(adata.obs[key][rows]).dropna()) & set(known))
             if both:
                 seen[what] = np.array(both)
-    if trained_spots is not None:
-        n_seen = int(adata.obs_names[rows].isin(trained_spots).sum())
-        if n_seen:
-            seen["n_spots"] = n_seen
+    n_seen = int((learned & rows).sum())
+    if n_seen:
+        seen["n_spots"] = n_seen
     return seen
 
 

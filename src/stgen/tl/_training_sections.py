@@ -18,13 +18,16 @@ from stgen._warn import warn
 from stgen.data._fields import (
     CoordinatesField,
     CountsField,
+    Field,
     HistologyField,
     SplitField,
     check_counts,
     read_counts,
 )
+from stgen.data._identity import Spots
 from stgen.data._names import align_genes, check_unique, some, spelling_hint
 from stgen.data._places import library_column
+from stgen.data._splits import read_split
 from stgen.data._tiles import TilesField
 from stgen.pp._editing import check_adata, obs_column
 from stgen.pp._gene_panel import rank_by_mean_and_sd
@@ -134,9 +137,17 @@ def _image(slots: Slots) -> HistologyField | TilesField | None:
     return None if slots.histology is None else HistologyField(slots.histology)
 
 
-def names_of_training(table: AnnData, slots: Slots) -> pd.Index:
-    """Names of the rows that train."""
-    return table.obs_names[SplitField(slots.split).rows(table)[0]]
+def training_spots(train_on: Any, slots: Slots, fields: Sequence[Field]) -> Spots:
+    """What identifies the rows that train, in the user's objects.
+
+    In the table that trains, names may have got an ending and sections a name that nobody else knows; neither tells spots
+    of the user's apart.
+    """
+    _, sections = _named_sections(train_on)
+    spots = Spots.joined([Spots.of(one, fields) for one in sections])
+    if slots.split is None:
+        return spots
+    return spots.rows(np.concatenate([read_split(one.obs, slots.split).train for one in sections]))
 
 
 def _field(layer: str | None, expression: str | None) -> CountsField:

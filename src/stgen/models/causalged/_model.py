@@ -33,6 +33,7 @@ from ._imputation import (
 )
 from ._influence import as_table, influences, null_influence
 from ._network import CausalGeDNetwork
+from ._places import SpatialKey, check_places, places_of
 from ._reference import FACTS, Reference, summarise
 from ._sets import known, training_sets
 from ._store import check_path, write_store
@@ -139,7 +140,7 @@ class CausalGeD(STModel):
         *,
         layer: str | None = None,
         expression: str = "counts",
-        spatial_key: str = _keys.SPATIAL,
+        spatial_key: SpatialKey = _keys.SPATIAL,
         library_key: str | None = None,
         patient_key: str | None = None,
         split_key: str | None = None,
@@ -156,7 +157,8 @@ class CausalGeD(STModel):
             ``"counts"``: raw counts, which are divided by each spot's total of measured genes and logged. ``"log"``:
             values that are log-normalised already.
         spatial_key
-            Key in ``obsm`` of the coordinates.
+            Key in ``obsm`` of the coordinates, spots × 2, in µm. ``False``: places are not read, and a spot is known by
+            itself alone; so it is, with a warning, where ``obsm["spatial"]`` does not exist.
         library_key
             Column of ``obs`` that tells sections apart. Neighbourhoods never hold spots of two sections.
         patient_key
@@ -168,7 +170,7 @@ class CausalGeD(STModel):
         cls._register(
             adata,
             [
-                CoordinatesField(spatial_key, library_key),
+                places_of(adata, spatial_key, library_key),
                 ExpressionField(layer, scale=expression),
                 PatientField(patient_key),
                 SplitField(split_key),
@@ -421,6 +423,7 @@ class CausalGeD(STModel):
 
         self._check_fitted("impute")
         adata = self._data(adata)
+        check_places(self._field(CoordinatesField), adata)
         self._check_inputs(adata)
         wanted = wanted_genes(genes, self.module.genes, adata.var_names.astype(str))
         check_order(sampling.order, [*self.module.genes, *adata.var_names.astype(str)])
@@ -475,6 +478,7 @@ class CausalGeD(STModel):
         """
         self._check_fitted("say what its genes owe to each other")
         n_null, adata = whole("n_null", n_null), self._data(adata)
+        check_places(self._field(CoordinatesField), adata)
         self._check_inputs(adata)
         if genes is None:
             raise ValueError("`genes` must name the imputed genes to look at.")

@@ -30,7 +30,7 @@ Ints = NDArray[np.int64]
 RIDGE = 0.05
 """Penalty of a latent, in units of an axis' variance."""
 AROUND = 2
-"""Which of ``NEIGHBOURHOODS`` the second half of the axes is of."""
+"""Which of ``NEIGHBOURHOODS`` the second half of the axes is of; without places, the spot itself once more."""
 
 
 class Axes:
@@ -47,8 +47,9 @@ class Axes:
         self.solve = np.linalg.solve(square, self.of_sample.T / n).astype(np.float32)
 
     def _raw(self, neighbourhoods: Sequence[Floats]) -> Floats:
-        own, around = (self.predictor.mixture(neighbourhoods[i]) @ self.along for i in (0, AROUND))
-        return np.concatenate([own, around], axis=1)
+        around = min(AROUND, len(neighbourhoods) - 1)
+        own, near = (self.predictor.mixture(neighbourhoods[i]) @ self.along for i in (0, around))
+        return np.concatenate([own, near], axis=1)
 
     def rows(self, neighbourhoods: Sequence[Floats]) -> Floats:
         """(n, L) of some spots."""

@@ -95,7 +95,7 @@ def read_spots(
     x = np.concatenate(
         [table.batch(rows)["expression"].numpy() for rows in torch.arange(len(table)).split(SPOTS_AT_ONCE)]
     )
-    near = neighbour_index(xy, section, n_neighbors=max(NEIGHBOURHOODS))
+    near = None if xy is None else neighbour_index(xy, section, n_neighbors=max(NEIGHBOURHOODS))
     # a sample by name, whatever the order of rows
     sample = np.argsort(name_keys(adata.obs_names), kind="stable")[:N_SAMPLE]
     return Spots(x, near, sample), table.here

@@ -36,16 +36,23 @@ N_FOLDS = 5
 """Parts that measured genes are cut into: a part is predicted from the others."""
 N_SAMPLE = 3000
 """Spots at most on which weights, latents and calibration are fitted."""
-N_VIEWS = 3 * len(NEIGHBOURHOODS)
+N_KINDS = 3
+"""Two kernels and a mixture."""
+N_VIEWS = N_KINDS * len(NEIGHBOURHOODS)
+"""Of spots that have places."""
 
 
 class Spots:
     """Measured genes of all spots, standardised, of a spot itself and of its neighbourhoods."""
 
-    def __init__(self, x: Floats, near: Ints, sample: Ints) -> None:
-        """``x`` (p, m) log-normalised, ``near`` (p, 40) nearest spots, ``sample`` rows that set the scale."""
+    def __init__(self, x: Floats, near: Ints | None, sample: Ints) -> None:
+        """``x`` (p, m) log-normalised, ``near`` (p, 40) nearest spots, ``sample`` rows that set the scale.
+
+        Without ``near`` a spot is known by itself alone.
+        """
         self.x, self.near, self.sample = x, near, sample
-        raw = [self._mean(sample, k) for k in NEIGHBOURHOODS]
+        self.sizes = NEIGHBOURHOODS if near is not None else NEIGHBOURHOODS[:1]
+        raw = [self._mean(sample, k) for k in self.sizes]
         self.mean = [one.mean(axis=0) for one in raw]
         self.unit = [_unit(one) for one in raw]
         self.of_sample = [
@@ -55,6 +62,7 @@ class Spots:
     def _mean(self, rows: Ints, k: int) -> Floats:
         if k == 0:
             return self.x[rows]
+        assert self.near is not None, "only a spot with places has neighbours"
         n = len(rows)
         column = np.concatenate([rows[:, None], self.near[rows, :k]], axis=1)
         start = np.arange(n + 1) * (k + 1)
@@ -62,10 +70,10 @@ class Spots:
         return np.asarray(sparse.csr_matrix((weight, column.ravel(), start), (n, len(self.x))) @ self.x)
 
     def rows(self, rows: Ints) -> list[Floats]:
-        """Standardised neighbourhoods (n, m) of some spots, one for each of ``NEIGHBOURHOODS``."""
+        """Standardised neighbourhoods (n, m) of some spots, one for each of ``sizes``."""
         return [
             (self._mean(rows, k) - mean) / unit
-            for k, mean, unit in zip(NEIGHBOURHOODS, self.mean, self.unit, strict=True)
+            for k, mean, unit in zip(self.sizes, self.mean, self.unit, strict=True)
         ]
 
 
@@ -115,12 +123,10 @@ class Predictor:
         share = np.exp(cosine - cosine.max(axis=1, keepdims=True))
         return share / share.sum(axis=1, keepdims=True)
 
-    def views(
-        self, neighbourhoods: Sequence[Floats], asked: Iterable[int] = range(N_VIEWS)
-    ) -> Iterator[Floats]:
-        """V times (n, w): only one is held at a time. ``asked`` are the numbers of those to make."""
-        for number in asked:
-            kind, place = divmod(number, len(NEIGHBOURHOODS))
+    def views(self, neighbourhoods: Sequence[Floats], asked: Iterable[int] | None = None) -> Iterator[Floats]:
+        """V times (n, w): only one is held at a time. ``asked`` are the numbers of those to make; by default all."""
+        for number in range(N_KINDS * len(neighbourhoods)) if asked is None else asked:
+            kind, place = divmod(number, len(neighbourhoods))
             spots = neighbourhoods[place]
             if kind < len(self.coefficient):
                 yield spots[:, self.use] @ self.coefficient[kind]
@@ -179,7 +185,7 @@ def left_out_views(
     reference: Reference, measured: Ints, spots: Sequence[Floats], use: Ints, folds: Sequence[Ints]
 ) -> Floats:
     """(V, s, use) views of the genes ``use`` (columns), each part of them made from the other parts of ``use`` alone."""
-    out = np.zeros((N_VIEWS, len(spots[0]), len(use)), dtype=np.float32)
+    out = np.zeros((N_KINDS * len(spots), len(spots[0]), len(use)), dtype=np.float32)
     for part in folds:
         others = np.setdiff1d(np.arange(len(use)), part)
         predictor = Predictor.make(reference, measured, use[others], measured[use[part]])

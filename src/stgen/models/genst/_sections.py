@@ -64,9 +64,8 @@ def rows_to_report(
 def warn_of_learned(model: GenST, adata: AnnData, rows: np.ndarray) -> None:
     """Spots the model has learned from, or spots of their sections and patients, flatter it."""
     said = []
-    if adata is model._adata and getattr(model, "train_indices_", None) is not None:
-        n_learned = int(np.isin(rows, model.train_indices_).sum())
-        said += [f"{n_learned} of these {len(rows)} spots"] if n_learned else []
+    n_learned = int(model._learned(adata)[rows].sum())
+    said += [f"{n_learned} of these {len(rows)} spots"] if n_learned else []
     fields = (("section", model._field(CoordinatesField).library_key, "training_sections"),
               ("patient", model._field(PatientField).key, "training_patients"))  # fmt: skip
     for what, key, known in fields:

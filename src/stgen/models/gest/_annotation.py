@@ -72,17 +72,6 @@ def _check_classes(labels: pd.Series, key: str) -> None:
         )
 
 
-def taught(teachers: pd.DataFrame | None, names: pd.Index, xy: np.ndarray) -> np.ndarray:
-    """Which cells are among those whose labels taught: (n,) by name and place (n, 2)."""
-    same = np.zeros(len(names), dtype=bool)
-    if teachers is None or not teachers.index.is_unique:
-        return same
-    there = teachers.index.get_indexer(names)
-    known = np.flatnonzero(there >= 0)
-    same[known] = np.isclose(xy[known], teachers.to_numpy()[there[known]], atol=1e-3).all(axis=1)
-    return same
-
-
 def within_sections(features: np.ndarray, section: np.ndarray) -> np.ndarray:
     """Features (n, F), each less its mean and over its spread in the cell's own section (n,)."""
     out = np.empty_like(features)

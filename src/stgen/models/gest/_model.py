@@ -18,6 +18,7 @@ from stgen.data._cells import CellTable
 from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
 from stgen.data._grid import check_window, default_window_um
+from stgen.data._identity import Spots
 from stgen.data._loaders import Table, name_keys
 from stgen.data._places import write_places
 from stgen.data._windows import neighbour_index, neighbour_mean
@@ -30,7 +31,6 @@ from ._annotation import (
     fitted_head,
     known_labels,
     probabilities,
-    taught,
     within_sections,
 )
 from ._asking import CORNER, Asking
@@ -90,7 +90,7 @@ class GeST(STModel):
     """
 
     module: GeSTNetwork
-    _teachers: pd.DataFrame | None = None
+    _teachers: Spots | None = None
     """Names and places of the cells whose labels were learned in this session."""
 
     _rows_are = "cells"
@@ -589,7 +589,7 @@ class GeST(STModel):
             classes, torch.from_numpy(weight), torch.from_numpy(offset), within_sections=by_section
         )
         self.module.to(self.device)
-        self._teachers = pd.DataFrame(self._places(adata)[0][known], index=adata.obs_names[known])
+        self._teachers = Spots.of(adata, self._fields).rows(known)
 
     @torch.no_grad()
     def annotate(self, adata: AnnData | None = None, *, labels_key: str | None = None) -> pd.DataFrame:
@@ -629,7 +629,7 @@ class GeST(STModel):
 
     def _taught(self, adata: AnnData) -> np.ndarray:
         """Which cells are among those whose labels this model learned; unknown of a model from a folder."""
-        return taught(self._teachers, adata.obs_names, self._places(adata)[0])
+        return Spots.of(adata, self._fields).among(self._teachers)
 
     @torch.no_grad()
     def _named(self, adata: AnnData) -> pd.DataFrame:

@@ -178,7 +178,7 @@ def check_profile(profile: Any, panel: Sequence[str]) -> np.ndarray:
         pd.Index(panel),
         "`profile`",
         of="genes of the model's panel",
-        remedy="A gene that is not expressed is 0." + spelling_hint(missing, named),
+        remedy="A gene that is not expressed is 0." + spelling_hint(missing, map(str, named)),
     )
     values = np.asarray(profile, dtype=np.float32)
     if values.shape != (len(panel),) or not np.isfinite(values).all() or (values < 0).any():
