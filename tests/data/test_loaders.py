@@ -12,7 +12,6 @@ import torch
 from scipy import sparse
 
 from stgen import _keys
-from stgen.data import _loaders
 from stgen.data._fields import CoordinatesField, CountsField, HistologyField, PatientField, SplitField
 from stgen.data._loaders import BATCHES_PER_CHUNK, Batches, SpotTable, centred, name_keys
 from stgen.data._windows import neighbour_index
@@ -35,9 +34,7 @@ def adata():
 
 
 @pytest.mark.parametrize("layout", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
-@pytest.mark.parametrize("dense_bytes", [0, 10**9])
-def test_a_batch_is_what_indexing_gives(adata, layout, dense_bytes, monkeypatch):
-    monkeypatch.setattr(_loaders, "DENSE_COUNTS_BYTES", dense_bytes)
+def test_a_batch_is_what_indexing_gives(adata, layout):
     counts = adata.X.copy()
     adata.X = layout(counts)
     rows = torch.tensor([30, 2, 2, 49])

@@ -252,7 +252,7 @@ def test_preparation_sees_training_rows_only_and_is_seeded(line, table, sides):
     networks = [line(), line()]
     for network in networks:
         before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-        prepare(network, table, sides[0], batch_size=16, random_state=3)
+        prepare(network, table, sides[0], random_state=3)
         assert torch.equal(before[0], torch.get_rng_state())
         assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
     assert networks[0].draw == networks[1].draw
