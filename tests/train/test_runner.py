@@ -260,6 +260,14 @@ def test_preparation_sees_training_rows_only_and_is_seeded(line, table, sides):
     assert networks[0].mean == pytest.approx(float(table.y[:40].mean()))
 
 
+def test_preparation_reads_as_many_rows_at_once_as_the_bytes_allow(line, table, sides, monkeypatch):
+    monkeypatch.setattr("stgen.data._loaders.BYTES_AT_ONCE", 360)
+    row = sum(values.nbytes for values in table.batch(torch.arange(1)).values())
+    table.asked.clear()
+    prepare(line(), table, sides[0], random_state=3)
+    assert max(map(len, table.asked)) == 360 // row == 15
+
+
 # the session ------------------------------------------------------------------------------------------------
 
 
