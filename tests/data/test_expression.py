@@ -215,6 +215,15 @@ def test_values_that_are_no_logs_are_refused(layout, value, message):
         check_logs(spoilt(value, layout=layout), "layers['x']")
 
 
+def test_all_values_that_are_not_finite_are_counted_however_few_are_looked_at_at_once(monkeypatch):
+    monkeypatch.setattr("stgen.data._fields.N_VALUES_AT_ONCE", 4)
+    logs = np.ones((6, 3))
+    logs[[1, 4, 5], 0] = np.nan
+    for X in (logs, sparse.csr_matrix(logs)):
+        with pytest.raises(ValueError, match="found 3 values that are NaN"):
+            check_logs(X, "X")
+
+
 def test_words_are_no_logs():
     with pytest.raises(ValueError, match=r"X must hold log-normalised expression; its dtype is <U1"):
         check_logs(np.array([["a", "b"]]), "X")

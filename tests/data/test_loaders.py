@@ -35,9 +35,7 @@ def adata():
 
 
 @pytest.mark.parametrize("layout", [np.asarray, sparse.csr_matrix, sparse.csc_matrix])
-@pytest.mark.parametrize("dense_bytes", [0, 10**9])
-def test_a_batch_is_what_indexing_gives(adata, layout, dense_bytes, monkeypatch):
-    monkeypatch.setattr(_loaders, "DENSE_COUNTS_BYTES", dense_bytes)
+def test_a_batch_is_what_indexing_gives(adata, layout):
     counts = adata.X.copy()
     adata.X = layout(counts)
     rows = torch.tensor([30, 2, 2, 49])
@@ -240,3 +238,22 @@ def test_processes_share_rows_of_similar_size():
     ]
     assert [sorted(a + b) for a, b in zip(*parts)] == [sorted(batch) for batch in whole]
     assert np.mean([abs(sizes[a].mean() - sizes[b].mean()) for a, b in zip(*parts)]) < 5
+
+
+def test_what_only_reads_rows_takes_as_many_as_the_bytes_allow(table, monkeypatch):
+    row = sum(values.nbytes for values in table.batch(torch.arange(1)).values())
+    monkeypatch.setattr(_loaders, "BYTES_AT_ONCE", 12 * row + row // 2)
+    assert indices(Batches(table, np.arange(50))) == [
+        list(part) for part in np.split(np.arange(50), range(12, 50, 12))
+    ]
+    monkeypatch.setattr(_loaders, "BYTES_AT_ONCE", 1)
+    assert indices(Batches(table, np.arange(3))) == [[0], [1], [2]]
+    assert len(Batches(table, np.empty(0, dtype=int))) == 0
+
+
+def test_sparse_counts_stay_sparse_and_only_batches_are_dense(adata):
+    counts = adata.X.copy()
+    adata.X = sparse.csr_matrix(counts)
+    table = SpotTable.read(adata, FIELDS)
+    assert sparse.issparse(table.counts_nG)
+    np.testing.assert_array_equal(table.batch(torch.tensor([4, 1]))["counts"], counts[[4, 1]])

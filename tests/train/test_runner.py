@@ -252,12 +252,20 @@ def test_preparation_sees_training_rows_only_and_is_seeded(line, table, sides):
     networks = [line(), line()]
     for network in networks:
         before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-        prepare(network, table, sides[0], batch_size=16, random_state=3)
+        prepare(network, table, sides[0], random_state=3)
         assert torch.equal(before[0], torch.get_rng_state())
         assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
     assert networks[0].draw == networks[1].draw
     assert {row for rows in table.asked for row in rows} == set(sides[0])
     assert networks[0].mean == pytest.approx(float(table.y[:40].mean()))
+
+
+def test_preparation_reads_as_many_rows_at_once_as_the_bytes_allow(line, table, sides, monkeypatch):
+    monkeypatch.setattr("stgen.data._loaders.BYTES_AT_ONCE", 360)
+    row = sum(values.nbytes for values in table.batch(torch.arange(1)).values())
+    table.asked.clear()
+    prepare(line(), table, sides[0], random_state=3)
+    assert max(map(len, table.asked)) == 360 // row == 15
 
 
 # the session ------------------------------------------------------------------------------------------------

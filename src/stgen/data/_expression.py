@@ -19,7 +19,7 @@ from torch import Tensor
 from stgen._warn import number, warn
 from stgen.nn._network import Batch
 
-from ._fields import CountsField, Facts, _row_blocks, check_counts, read_counts
+from ._fields import CountsField, Facts, _value_blocks, check_counts, read_counts
 from ._names import align_genes, check_unique, some, spelling_hint
 
 if TYPE_CHECKING:
@@ -71,14 +71,11 @@ class ExpressionField(CountsField):
 
 def check_logs(X: Any, name: str) -> None:
     """Raise unless ``X`` can be log-normalised expression: finite, not negative, not in the thousands."""
-    for block in _row_blocks(X):
-        values = block.data if sparse.issparse(block) else np.asarray(block)
-        if values.size == 0:
-            continue
+    for values in _value_blocks(X):
         if values.dtype.kind not in "fiu":
             raise ValueError(f"{name} must hold log-normalised expression; its dtype is {values.dtype}.")
-        n_bad = values.size - int(np.isfinite(values).sum())
-        if n_bad:
+        if not np.isfinite(values).all():
+            n_bad = sum(int((~np.isfinite(some_values)).sum()) for some_values in _value_blocks(X))
             raise ValueError(
                 f"{name} must hold log-normalised expression; found {n_bad} values that are NaN or infinite. "
                 "Drop these cells or genes."
@@ -98,8 +95,7 @@ def check_logs(X: Any, name: str) -> None:
 def _all_whole(X: Any) -> bool:
     """Whether all values are whole numbers, and not just zeros and ones."""
     highest = 0.0
-    for block in _row_blocks(X):
-        values = block.data if sparse.issparse(block) else np.asarray(block)
+    for values in _value_blocks(X):
         if (values != np.floor(values)).any():
             return False
         highest = max(highest, float(values.max(initial=0)))

@@ -55,15 +55,21 @@ def check_counts(X: Any, name: str = "X") -> None:
     name
         How the message calls it, for example ``layers['counts']``.
     """
-    for block in _row_blocks(X):
-        values = block.data if sparse.issparse(block) else np.asarray(block)
-        if values.size == 0 or values.dtype.kind in "ub":
+    for values in _value_blocks(X):
+        if values.dtype.kind in "ub":
             continue
         if values.dtype.kind not in "if":
             raise ValueError(f"{name} must hold counts; its dtype is {values.dtype}.")
+        _check_count_values(values, name)
+
+
+def _value_blocks(X: Any) -> Iterator[np.ndarray]:
+    """Stored values of ``X``, few enough at once that what is computed from them stays small."""
+    for block in _row_blocks(X):
+        values = block.data if sparse.issparse(block) else np.asarray(block)
         flat = values.ravel(order="K")  # a view wherever memory is in one piece
         for start in range(0, flat.size, N_VALUES_AT_ONCE):
-            _check_count_values(flat[start : start + N_VALUES_AT_ONCE], name)
+            yield flat[start : start + N_VALUES_AT_ONCE]
 
 
 def _check_count_values(values: np.ndarray, name: str) -> None:

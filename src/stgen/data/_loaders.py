@@ -31,8 +31,8 @@ from ._tiles import TilesField
 if TYPE_CHECKING:
     from anndata import AnnData
 
-DENSE_COUNTS_BYTES = 512 * 1024**2
-"""Counts up to this size are kept dense: rows of a dense tensor are gathered several times faster."""
+BYTES_AT_ONCE = 8 * 1024**2
+"""Size of a batch where all rows are read and none trained on: far larger is no faster, far smaller much slower."""
 
 BATCHES_PER_CHUNK = 50
 """Rows of this many batches are sorted by size among themselves: enough that little is padded, and few enough
@@ -253,12 +253,8 @@ def _neighbours(xy: np.ndarray, section: np.ndarray | None, n_neighbors: int) ->
 
 
 def _rows_of_counts(counts: sparse.csr_matrix | np.ndarray) -> Tensor | sparse.csr_matrix:
-    """Dense while it is small or already dense, else CSR, of which each batch is made dense."""
-    if isinstance(counts, np.ndarray):
-        return torch.from_numpy(_writable(counts))
-    if counts.shape[0] * counts.shape[1] * 4 <= DENSE_COUNTS_BYTES:
-        return torch.from_numpy(counts.toarray())
-    return counts
+    """An array as it is; of CSR each batch is made dense, which costs a fraction of a millisecond."""
+    return torch.from_numpy(_writable(counts)) if isinstance(counts, np.ndarray) else counts
 
 
 def _writable(array: np.ndarray) -> np.ndarray:
@@ -276,7 +272,8 @@ class Batches:
     rows
         Row numbers.
     batch_size
-        Rows per batch. In order, all batches but the last are full; shuffled, they differ by one row at
+        Rows per batch. ``None``, for what reads all rows and trains on none, takes as many as ``BYTES_AT_ONCE`` hold.
+        In order, all batches but the last are full; shuffled, they differ by one row at
         most, so that no small last batch gets the weight of a full one. Shuffled rows of a table that tells
         sizes come beside rows of similar size, so that little is padded.
     seed
@@ -290,17 +287,25 @@ class Batches:
         self,
         table: Table,
         rows: np.ndarray,
-        batch_size: int,
+        batch_size: int | None = None,
         *,
         seed: Callable[[], int] | None = None,
         part: tuple[int, int] = (0, 1),
     ) -> None:
         self.table = table
         self.rows = torch.as_tensor(np.asarray(rows, dtype=np.int64))
-        self.batch_size = batch_size
+        self._batch_size = batch_size
         self.seed = seed
         self.part = part
         self._sizes: Tensor | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows per batch."""
+        if self._batch_size is None:
+            width = sum(tensor.nbytes for tensor in self.table.batch(self.rows[:1]).values())
+            self._batch_size = max(1, BYTES_AT_ONCE // max(1, width))
+        return self._batch_size
 
     def __len__(self) -> int:
         return -(-len(self.rows) // self.batch_size)

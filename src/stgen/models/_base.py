@@ -417,13 +417,7 @@ class STModel(BaseModelClass):
             self.module.cpu()
             source = table if first is None else first
             assert source is not None
-            prepare(
-                self.module,
-                source,
-                train_rows,
-                batch_size=options.batch_size,
-                random_state=options.random_state,
-            )
+            prepare(self.module, source, train_rows, random_state=options.random_state)
             self._prepared = True
         if table is None:
             table = self._table(adata, targets=True)

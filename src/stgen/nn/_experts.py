@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ._kmeans import rows_at_once
 from ._linear import N_FOLDS, LinearPath
 from ._network import Batch
 from ._perceptron import Perceptrons, without_patches
@@ -83,20 +85,15 @@ class Experts(nn.Module):
         self.linear.fit(batches)
         if not self._others():
             return
-        rest = ("targets", "fold", "patch")
-        cases = (
-            (self.linear.inputs(batch["features"], batch["xy"]), *(batch[name] for name in rest))
-            for batch in batches
-        )
-        inputs, targets, fold, patch = (torch.cat(part) for part in zip(*cases, strict=True))
         # patches one after another, whole, and evenly spread where there are too many
-        patch, order = patch.sort(stable=True)
+        patch, order = torch.cat([batch["patch"] for batch in batches]).sort(stable=True)
         _, rank, size = patch.unique_consecutive(return_inverse=True, return_counts=True)
         step = math.ceil(len(patch) / MAX_ROWS)
-        order, sizes = order[rank % step == 0], size[::step].tolist()
-        inputs, targets, fold = inputs[order], targets[order], fold[order]
+        sizes = size[::step].tolist()
+        inputs, targets, fold = self._picked(batches, order[rank % step == 0], len(order))
         profile = self.linear.blocks[-1]
         patch_share = max(LEAST_PATCH_SHARE, float(self.linear.patch_share[-1]))
+        less = partial(without_patches, sizes=sizes, share=patch_share)
         answer, seen = self.linear.answers(inputs, fold), self._for_others(inputs)
         left_out = len(fold.unique()) > 1
         for share, expert in zip(self.share, self._others(), strict=True):
@@ -105,14 +102,41 @@ class Experts(nn.Module):
             else:
                 expert.fit(seen, targets, fold)
             if left_out:
-                change = expert(seen, fold) - answer
-                error = without_patches(targets - answer, sizes, patch_share)
-                share.copy_(stacking(error, without_patches(change, sizes, patch_share), profile))
-                answer += share * change
+                change = expert(seen, fold).sub_(answer)
+                # some targets at a time: there is no need for another array of spots × targets
+                some = (
+                    values.split(rows_at_once(len(answer)), dim=1) for values in (targets, answer, change)
+                )
+                told = [agreement(less(t - a), less(c)) for t, a, c in zip(*some, strict=True)]
+                share.copy_(stacking(*torch.cat(told, dim=1), profile))
+                answer += change.mul_(share)
+
+    def _picked(self, batches: Iterable[Batch], rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs, targets and folds of ``rows`` among n, in that order, each written where it stays."""
+        place = rows.new_full((n,), -1)
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        picked: tuple[Tensor, ...] = ()
+        start = 0
+        for batch in batches:
+            to = place[start : start + len(batch["fold"])]
+            start += len(to)
+            parts = self.linear.inputs(batch["features"], batch["xy"]), batch["targets"], batch["fold"]
+            picked = picked or tuple(part.new_empty(len(rows), *part.shape[1:]) for part in parts)
+            for whole, part in zip(picked, parts, strict=True):
+                whole[to[to >= 0]] = part[to >= 0]
+        inputs, targets, fold = picked
+        return inputs, targets, fold
 
 
-def stacking(error: Tensor, change: Tensor, shared_by: slice) -> Tensor:
-    """Least-squares weight of ``change`` in explaining ``error``, per column, shrunk halfway to that of ``shared_by``."""
-    gain, size = (error * change).sum(0), change.square().sum(0)
+def agreement(error: Tensor, change: Tensor) -> Tensor:
+    """(2, Y): sums of ``error`` times ``change``, and of the square of ``change``, per column."""
+    return torch.stack([(error * change).sum(0), change.square().sum(0)])
+
+
+def stacking(gain: Tensor, size: Tensor, shared_by: slice) -> Tensor:
+    """Least-squares weight of a change in explaining an error, per column, shrunk halfway to that of ``shared_by``.
+
+    ``gain`` and ``size`` are what :func:`agreement` says of both.
+    """
     shared, usual = gain[shared_by].sum() / size[shared_by].sum().clamp(min=1e-12), size[shared_by].mean()
     return ((gain + usual * shared) / (size + usual).clamp(min=1e-12)).clamp(0, 1)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ._moments import Moments, PatchSums
-from ._network import Batch
+from ._network import Batch, Each
 from ._positions import periods, plane_waves
+from ._rows import leading_axes
 
 N_FOLDS = 5
 PENALTIES = [10.0**p for p in torch.arange(0.0, 5.5, 0.5).tolist()]
@@ -114,14 +115,14 @@ class LinearPath(nn.Module):
 
         With ``patch`` (B,), numbers of patches that lie in one fold each, errors may be shared by patches.
         """
-        n_patches = self._scale(batches)
+        n, n_patches = self._scale(batches)
+        if len(self.mean) > self.rotation.shape[1]:
+            features = Each(lambda batch: self.standardised(batch["features"]), batches)
+            self.rotation.copy_(leading_axes(features, n, self.rotation.shape[1]))
         moments = [Moments() for _ in range(N_FOLDS)]
-        patches = PatchSums(n_patches, len(self.mean) + self.n_waves, self.offset.shape[1], self.mean)
+        patches = PatchSums(n_patches, self.n_inputs, self.offset.shape[1], self.mean)
         for batch in batches:
-            inputs = self.standardised(batch["features"])
-            if self.use_place:
-                inputs = torch.cat([inputs, self.waves(batch["xy"])], dim=-1)
-            targets = batch["targets"]
+            inputs, targets = self.inputs(batch["features"], batch["xy"]), batch["targets"]
             for f in batch["fold"].unique().tolist():
                 rows = batch["fold"] == f
                 moments[f].add(inputs[rows].double(), targets[rows].double())
@@ -130,19 +131,10 @@ class LinearPath(nn.Module):
         for f, moment in enumerate(moments):
             if moment.n:
                 moment.between_xx, moment.between_xy = patches.between(f)
-        moments_all = Moments.total([m for m in moments if m.n])
-        n_features = len(self.mean)
-        if n_features > self.rotation.shape[1]:
-            top = torch.linalg.eigh(moments_all.covariance()[0][:n_features, :n_features])[1].flip(-1)
-            self.rotation.copy_(top[:, : self.rotation.shape[1]])
-        basis = torch.block_diag(
-            self.rotation.double(), torch.eye(self.n_waves, dtype=torch.float64, device=self.mean.device)
-        )
-        shares = PATCH_SHARES if n_patches else (0.0,)
-        self._solve([m.rotated(basis) if m.n else m for m in moments], shares)
+        self._solve(moments, PATCH_SHARES if n_patches else (0.0,))
 
-    def _scale(self, batches: Iterable[Batch]) -> int:
-        """Mean, spread and extent of training spots; answers the number of patches, 0 if there are none."""
+    def _scale(self, batches: Iterable[Batch]) -> tuple[int, int]:
+        """Mean, spread and extent of training spots; answers their number and that of patches, 0 if there are none."""
         n, extent, n_patches = 0, 0.0, 0
         first = second = torch.zeros(len(self.mean), dtype=torch.float64, device=self.mean.device)
         for batch in batches:
@@ -157,7 +149,7 @@ class LinearPath(nn.Module):
         self.sd.copy_(torch.where(variance > 1e-10, variance.sqrt(), 1.0))
         longest = max(4 * extent, 1.0)
         self.period.copy_(periods(N_PERIODS, longest / 10, longest))
-        return n_patches
+        return n, n_patches
 
     def _solve(self, folds: list[Moments], shares: Sequence[float]) -> None:
         used = [f for f, m in enumerate(folds) if m.n]

@@ -57,11 +57,6 @@ class Moments:
     def minus(self, other: Moments) -> Moments:
         return self._of(self.n - other.n, (a - b for a, b in zip(self._parts(), other._parts(), strict=True)))
 
-    def rotated(self, basis: Tensor) -> Moments:
-        xx, between_xx = (basis.T @ square @ basis for square in (self.xx, self.between_xx))
-        xy, between_xy = (basis.T @ product for product in (self.xy, self.between_xy))
-        return self._of(self.n, (self.sum_x @ basis, self.sum_y, xx, xy, self.yy, between_xx, between_xy))
-
     def covariance(self, share: float = 0.0) -> tuple[Tensor, Tensor]:
         """Centred sums of squares, inputs with inputs and inputs with targets, of rows less ``share`` of their patch's
         mean.

@@ -170,7 +170,7 @@ class TrainingPlan(lightning.LightningModule):
         seed = self._seed("noise", self.state.epoch)
         seed_global_generators(seed)  # dropout draws from the global generator
         self._generator.manual_seed(seed)
-        in_order = Each(lambda batch: on_device(batch, self.device), self._batches(self._rows[0]))
+        in_order = Each(lambda batch: on_device(batch, self.device), Batches(self._table, self._rows[0]))
         self._phase = self.network.begin_epoch(self.state.epoch, self.n_epochs, in_order)
 
     @property

@@ -41,9 +41,7 @@ class FitReport:
     """Whether the user stopped it: the weights are those that the finished epochs had come to."""
 
 
-def prepare(
-    network: Network, table: Table, train_rows: np.ndarray, *, batch_size: int, random_state: int
-) -> None:
+def prepare(network: Network, table: Table, train_rows: np.ndarray, *, random_state: int) -> None:
     """Let the network find what gradients cannot learn, from training rows only.
 
     This comes before parameters are given to an optimizer and before Lightning starts its processes. Under
@@ -51,7 +49,7 @@ def prepare(
     """
     with global_random_state_kept():
         seed_global_generators(seed_from(random_state, "prepare"))
-        network.prepare(Batches(table, train_rows, batch_size))
+        network.prepare(Batches(table, train_rows))
 
 
 def fit(

@@ -196,6 +196,13 @@ def test_neighbourhoods_are_means_of_a_spot_and_its_nearest():
         np.testing.assert_allclose(spots.rows(rows)[number], expected[rows], rtol=1e-3, atol=1e-4)
 
 
+def test_sparse_spots_have_the_neighbourhoods_of_dense_ones(spots):
+    thin = Spots(sparse.csr_matrix(spots.x), spots.near, spots.sample)
+    for one, other in zip(thin.rows(np.arange(P)), spots.rows(np.arange(P)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(thin.expression(np.array([5, 2])), spots.x[[5, 2]])
+
+
 def test_spots_do_not_depend_on_which_are_asked_for_with_them(spots):
     together, alone = spots.rows(np.arange(P)), spots.rows(np.array([41]))
     for one, other in zip(together, alone):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from stgen.models.genar._expected import ExpectedCounts, composition
-from stgen.nn._experts import stacking
+from stgen.nn._experts import agreement, stacking
 from stgen.nn._linear import N_FOLDS
 from stgen.nn._perceptron import Perceptrons
 
@@ -50,11 +50,11 @@ def test_each_gene_gets_as_much_of_the_change_as_explains_its_error():
     """Columns: depth, a gene that should take all of the change, one that should take none of it."""
     change = torch.randn(1000, 3)
     error = change * torch.tensor([0.3, 1.0, 0.0])
-    share = stacking(error, change, slice(1, None))
+    share = stacking(*agreement(error, change), slice(1, None))
     # shrunk halfway towards what is best for all genes together, .5
     torch.testing.assert_close(share[1:], torch.tensor([0.75, 0.25]), atol=0.05, rtol=0)
-    assert (stacking(-error, change, slice(1, None)) == 0).all() and (
-        stacking(9 * error + change, change, slice(1, None))[:2] == 1
+    assert (stacking(*agreement(-error, change), slice(1, None)) == 0).all() and (
+        stacking(*agreement(9 * error + change, change), slice(1, None))[:2] == 1
     ).all()
 
 

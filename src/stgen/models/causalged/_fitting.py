@@ -30,7 +30,7 @@ def calibrated(
     seed: int,
 ) -> dict[str, Any]:
     """Level, intervals and trust, each gene predicted without its fold."""
-    x, z = spots.x[spots.sample], spots.of_sample[0]
+    x, z = spots.expression(spots.sample), spots.of_sample[0]
     facts, hint = reference.facts[measured], seen.hint
     mean, sd = np.empty(len(measured), dtype=np.float32), np.empty(len(measured), dtype=np.float32)
     shared, nearest = np.empty_like(z), np.empty(len(measured), dtype=np.float32)

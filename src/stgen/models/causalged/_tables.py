@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 
@@ -14,7 +13,7 @@ from stgen import _keys
 from stgen._warn import warn
 from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField
-from stgen.data._loaders import name_keys
+from stgen.data._loaders import Batches, name_keys
 from stgen.data._names import align_genes, check_unique, some, spelling_hint
 from stgen.data._windows import neighbour_index
 
@@ -29,7 +28,6 @@ MIN_SHARED = 10
 """Genes that both sides must have at least."""
 MAX_MEASURED = 1000
 """Measured genes that are looked at; of more, the most variable ones."""
-SPOTS_AT_ONCE = 4096
 
 
 def check_reference(adata: AnnData, reference: AnnData) -> None:
@@ -92,9 +90,8 @@ def read_spots(
     """Measured genes of spots, and which of ``genes`` these are."""
     xy, section = place.read(adata)
     table = ExpressionTable.read(adata, expression, genes, target_total=target_total)
-    x = np.concatenate(
-        [table.batch(rows)["expression"].numpy() for rows in torch.arange(len(table)).split(SPOTS_AT_ONCE)]
-    )
+    parts = (batch["expression"].numpy() for batch in Batches(table, np.arange(len(table))))
+    x = sparse.vstack([sparse.csr_matrix(part) for part in parts], format="csr")
     near = None if xy is None else neighbour_index(xy, section, n_neighbors=max(NEIGHBOURHOODS))
     # a sample by name, whatever the order of rows
     sample = np.argsort(name_keys(adata.obs_names), kind="stable")[:N_SAMPLE]

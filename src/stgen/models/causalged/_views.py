@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,10 +46,10 @@ N_VIEWS = N_KINDS * len(NEIGHBOURHOODS)
 class Spots:
     """Measured genes of all spots, standardised, of a spot itself and of its neighbourhoods."""
 
-    def __init__(self, x: Floats, near: Ints | None, sample: Ints) -> None:
+    def __init__(self, x: Floats | sparse.csr_matrix, near: Ints | None, sample: Ints) -> None:
         """``x`` (p, m) log-normalised, ``near`` (p, 40) nearest spots, ``sample`` rows that set the scale.
 
-        Without ``near`` a spot is known by itself alone.
+        Of all spots only some are dense at a time. Without ``near`` a spot is known by itself alone.
         """
         self.x, self.near, self.sample = x, near, sample
         self.sizes = NEIGHBOURHOODS if near is not None else NEIGHBOURHOODS[:1]
@@ -59,15 +60,19 @@ class Spots:
             (one - mean) / unit for one, mean, unit in zip(raw, self.mean, self.unit, strict=True)
         ]
 
+    def expression(self, rows: Ints) -> Floats:
+        """Log-normalised expression (n, m) of some spots."""
+        return _dense(self.x[rows])
+
     def _mean(self, rows: Ints, k: int) -> Floats:
         if k == 0:
-            return self.x[rows]
+            return self.expression(rows)
         assert self.near is not None, "only a spot with places has neighbours"
         n = len(rows)
         column = np.concatenate([rows[:, None], self.near[rows, :k]], axis=1)
         start = np.arange(n + 1) * (k + 1)
         weight = np.full(n * (k + 1), 1 / (k + 1), dtype=np.float32)
-        return np.asarray(sparse.csr_matrix((weight, column.ravel(), start), (n, len(self.x))) @ self.x)
+        return _dense(sparse.csr_matrix((weight, column.ravel(), start), (n, self.x.shape[0])) @ self.x)
 
     def rows(self, rows: Ints) -> list[Floats]:
         """Standardised neighbourhoods (n, m) of some spots, one for each of ``sizes``."""
@@ -75,6 +80,10 @@ class Spots:
             (self._mean(rows, k) - mean) / unit
             for k, mean, unit in zip(self.sizes, self.mean, self.unit, strict=True)
         ]
+
+
+def _dense(x: Any) -> Floats:
+    return x.toarray() if sparse.issparse(x) else np.asarray(x)
 
 
 CONSTANT = 1e-5

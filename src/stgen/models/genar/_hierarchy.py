@@ -70,7 +70,8 @@ def gene_hierarchy(
 
 def _standardised(profiles: np.ndarray) -> np.ndarray:
     centred = profiles - profiles.mean(0)
-    return np.ascontiguousarray((centred / np.maximum(centred.std(0), 1e-12)).T)
+    centred /= np.maximum(centred.std(0), 1e-12)
+    return np.ascontiguousarray(centred.T)
 
 
 def _subtrees(genes: np.ndarray, scales: tuple[int, ...]) -> np.ndarray:

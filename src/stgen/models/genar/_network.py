@@ -38,6 +38,7 @@ from ...nn._grouped import Cache, GroupedDecoder
 from ...nn._linear import N_FOLDS
 from ...nn._network import Batch, Each, Loss, Network
 from ...nn._noise import keyed_uniform
+from ...nn._rows import gathered
 from ._config import GenARConfig
 from ._expected import ExpectedCounts
 from ._hierarchy import check_scales, default_scales, gene_hierarchy, parents
@@ -166,8 +167,7 @@ class GenARNetwork(Network):
     def prepare(self, batches: Iterable[Batch], *, seed: int = 0) -> None:
         """Linear path, gene groups, resolutions, vocabulary and first dispersions, from training rows only."""
         self.expected.fit(Each(self._linear_inputs, batches))
-        counts = torch.cat([batch["counts"] for batch in batches])
-        counts = counts[:: max(1, len(counts) // PREPARE_ROWS)]
+        counts = _sample(batches)
         device = self.identity.device
         if not self.sized:
             raw = self.config.hierarchy == "kmeans"
@@ -436,3 +436,12 @@ def _spread_levels(key: Tensor, n_tokens: int, n_paths: int, seed: int) -> Tenso
     """
     noise = keyed_uniform(key, 2 * n_tokens * n_paths, seed=seed).view(len(key), 2, n_tokens, n_paths)
     return (noise[:, 0].argsort(-1) + noise[:, 1]) / n_paths
+
+
+def _sample(batches: Iterable[Batch]) -> Tensor:
+    """Counts of training spots, evenly spread where there are many."""
+    n = sum(len(batch["index"]) for batch in batches)
+    step = max(1, n // PREPARE_ROWS)
+    rows = torch.arange(n) % step == 0
+    sizes = [len(batch["index"]) for batch in batches]
+    return gathered((b["counts"][r] for b, r in zip(batches, rows.split(sizes))), int(rows.sum()))

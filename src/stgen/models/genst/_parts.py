@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...nn._network import Each
 from ...nn._quantize import Codebooks
+from ...nn._rows import gathered, leading_axes
 from ._config import GenSTConfig
 
 
@@ -91,7 +93,7 @@ class TokenAutoencoder(nn.Module):
     @torch.no_grad()
     def start(self, rows: Iterable[Tensor], generator: torch.Generator) -> None:
         """Principal components and codes of inputs, which come as batches that can be iterated several times."""
-        n, first, second, cross = 0, *(torch.zeros((), dtype=torch.float64) for _ in range(3))
+        n, first, second = 0, *(torch.zeros((), dtype=torch.float64) for _ in range(2))
         for x in rows:
             x = x.double()
             n, first, second = n + len(x), first + x.sum(0), second + x.square().sum(0)
@@ -99,18 +101,17 @@ class TokenAutoencoder(nn.Module):
         variance = (second / n - mean.square()).clamp(min=0)
         self.mean.copy_(mean)
         self.sd.copy_(torch.where(variance > 1e-10, variance.sqrt(), 1.0))
-        for x in rows:
-            x = self.standardised(x.double())
-            cross = cross + x.T @ x
-        axes = torch.linalg.eigh(cross / n)[1].flip(-1)
         M, d = self.shape
+        axes = leading_axes(
+            Each(lambda x: self.standardised(x.double()), rows), n, min(M * d, self.n_inputs), centred=False
+        )
         weight = torch.zeros_like(self.project.weight)
         for axis, row in zip(axes.T, _dealt(M, d), strict=False):
             weight[row] = axis * axis[axis.abs().argmax()].sign()
         self.project.weight.copy_(weight)
         self.unproject.weight.copy_(weight.T)
         nn.init.zeros_(self.unproject.bias)
-        self.books.start(torch.cat([self.encode(x) for x in rows]), generator)
+        self.books.start(gathered((self.encode(x) for x in rows), n), generator)
 
 
 def _dealt(n_tokens: int, width: int) -> Iterator[int]:

@@ -19,10 +19,12 @@ from stgen.data._expression import ExpressionField, ExpressionTable
 from stgen.data._fields import CoordinatesField, PatientField, SplitField
 from stgen.data._grid import check_window, default_window_um
 from stgen.data._identity import Spots
-from stgen.data._loaders import Table, name_keys
+from stgen.data._loaders import Batches, Table, name_keys
 from stgen.data._places import write_places
 from stgen.data._windows import neighbour_index, neighbour_mean
 from stgen.models._base import Example, STModel
+from stgen.nn._network import Batch
+from stgen.nn._rows import gathered
 from stgen.train._options import TrainingOptions
 
 from ._annotation import (
@@ -54,9 +56,6 @@ from ._unseen import hidden_cells, new_places
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-ROWS_AT_ONCE = 4096
-"""Cells whose expression is dense at once."""
 
 
 @final
@@ -178,8 +177,8 @@ class GeST(STModel):
             gene_share=self.module.gene_share.cpu().numpy(),
         )
 
-    def _complete(self, table: ExpressionTable, rows: Tensor) -> Tensor:
-        x = table.batch(rows)["expression"].to(self.device)
+    def _complete(self, table: ExpressionTable, batch: Batch) -> Tensor:
+        x = batch["expression"].to(self.device)
         return (
             x if len(table.here) == len(self.genes) else self.module.filled(x, torch.from_numpy(table.here))
         )
@@ -187,8 +186,8 @@ class GeST(STModel):
     def _blocks(self, adata: AnnData) -> Iterator[Tensor]:
         """Log-normalised expression of all cells, in blocks of rows."""
         table = self._expression(adata)
-        for rows in torch.arange(len(table)).split(ROWS_AT_ONCE):
-            yield self._complete(table, rows)
+        for batch in Batches(table, np.arange(len(table))):
+            yield self._complete(table, batch)
 
     @torch.no_grad()
     def _labels(self, adata: AnnData) -> np.ndarray:
@@ -403,7 +402,7 @@ class GeST(STModel):
             number[near] = np.arange(len(near))
             interpolation = Interpolation(seen.at(near), asked.at(here), beyond[here], components)
             for rows, explained in asking.left_out(table, near):
-                of_rows = self._complete(expression, torch.from_numpy(rows)).cpu().numpy()
+                of_rows = self._complete(expression, expression.batch(torch.from_numpy(rows))).cpu().numpy()
                 interpolation.add(number[rows], of_rows, explained)
 
             def ask(
@@ -672,7 +671,7 @@ class GeST(STModel):
         self._check_fitted("normalise expression")
         adata = self._data(adata)
         self._check_inputs(adata)
-        return np.concatenate([x.cpu().numpy() for x in self._blocks(adata)])
+        return gathered((x.cpu() for x in self._blocks(adata)), adata.n_obs).numpy()
 
     @torch.no_grad()
     def quantization_report(self, adata: AnnData | None = None) -> pd.DataFrame:

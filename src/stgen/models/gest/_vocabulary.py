@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from stgen._warn import warn
 from stgen.nn._kmeans import Members, kmeans, nearest_centre, rows_at_once, spread_rows
+from stgen.nn._rows import gathered
 
 Rows = Callable[[], Iterable[Tensor]]
 """Cells × genes in batches; each call begins again with the first cell, in the same order."""
@@ -161,7 +162,7 @@ class Vocabulary(nn.Module):
         self._keep(mean=space.mean, components=space.components)
 
         rows = spread_rows(n, min(n, max_rows), generator)
-        sample = torch.cat([self._precise_pcs(chunk) for chunk in _picked(batches, rows)])
+        sample = gathered((self._precise_pcs(chunk) for chunk in _picked(batches, rows)), len(rows))
         n_wanted = n_meta_cells or default_n_meta_cells(n)
         self._keep(centres=kmeans(sample, n_wanted, generator).centres)
         if n_meta_cells is not None and len(self.centres) < n_meta_cells:
