@@ -147,6 +147,19 @@ def test_truth_is_found_by_name_and_divided_by_measured_totals(kind, adata, trut
     np.testing.assert_allclose(values, np.log1p(counts * TARGET / np.maximum(totals(adata), 1)), rtol=1e-6)
 
 
+def test_the_same_barcodes_of_another_section_are_no_truth(adata, truth):
+    found, genes = read_imputation(adata, "causalged"), pd.Index(["i1"])
+    truth.obs[_keys.LIBRARY] = "s1"
+    expected = true_expression(adata, found, genes, truth)  # nothing contradicts
+    adata.obs[_keys.LIBRARY] = "s1"
+    np.testing.assert_array_equal(true_expression(adata, found, genes, truth), expected)
+    adata.obs[_keys.LIBRARY] = ["s2"] * 3 + ["s1"] * (adata.n_obs - 3)
+    with pytest.raises(
+        ValueError, match=r"3 of 20 have the same name and are of another section, such as .*'s2' .* 's1'"
+    ):
+        true_expression(adata, found, genes, truth)
+
+
 def test_truth_that_does_not_fit_is_refused(adata, truth):
     found, genes = read_imputation(adata, "causalged"), pd.Index(["i1"])
     with pytest.raises(KeyError, match="`truth` has no gene i1; it has 1, such as x"):
