@@ -28,6 +28,7 @@ import stgen as stg
 from stgen import _keys
 
 N_SECTIONS, N_SPOTS, N_GENES = 3, 36, 24
+UM_PER_PX = 0.5
 SECTIONS = {"library_key": _keys.LIBRARY}
 SHORT = {"max_epochs": 1, "accelerator": "cpu", "progress_bar": False}
 NEWCOMER = "newcomer"
@@ -238,6 +239,59 @@ def inputs_of_another_type(adata, rng):
     return adata
 
 
+@move
+def in_pixels_and_converted(adata, rng):
+    """What a reader wrote are pixels; µm lie beside them."""
+    if _keys.SPATIAL_UM in adata.obsm:
+        return adata
+    adata = adata.copy()
+    adata.uns.pop(_keys.SPATIAL_UM, None)
+    adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64) / UM_PER_PX
+    stg.pp.coordinates_in_um(adata, um_per_unit=UM_PER_PX, **SECTIONS)
+    return adata
+
+
+@move
+def centroids_written_over_what_the_reader_wrote(adata, rng):
+    adata = adata.copy()
+    if _keys.SPATIAL_UM in adata.obsm:
+        adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64) * 1.45
+    return adata
+
+
+@move
+def places_with_names_or_a_third_column(adata, rng):
+    adata = adata.copy()
+    xy = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)[:, :2]
+    table = pd.DataFrame(xy[:, ::-1], index=adata.obs_names, columns=["y", "x"])
+    adata.obsm[_keys.SPATIAL] = table if rng.random() < 0.5 else np.c_[xy, np.zeros(len(xy))]
+    return adata
+
+
+@spoil
+def pixels_put_where_um_were(adata, rng):
+    adata = adata.copy()
+    slot = _keys.SPATIAL_UM if _keys.SPATIAL_UM in adata.obsm else _keys.SPATIAL
+    adata.obsm[slot] = np.asarray(adata.obsm[slot], dtype=np.float64)[:, :2] / UM_PER_PX
+    return adata
+
+
+@spoil
+def a_scale_that_nobody_applied(adata, rng):
+    adata = adata.copy()
+    adata.uns[_keys.UM_PER_UNIT] = UM_PER_PX
+    return adata
+
+
+@spoil
+def the_slot_of_um_lost(adata, rng):
+    if _keys.SPATIAL_UM not in adata.obsm:
+        return adata
+    adata = adata.copy()
+    del adata.obsm[_keys.SPATIAL_UM]
+    return adata
+
+
 @spoil
 def counts_logged(adata, rng):
     adata = adata.copy()
@@ -250,9 +304,10 @@ def counts_logged(adata, rng):
 @spoil
 def a_place_lost(adata, rng):
     adata = adata.copy()
-    xy = np.array(adata.obsm[_keys.SPATIAL], dtype=np.float64)
+    slot = _keys.SPATIAL_UM if _keys.SPATIAL_UM in adata.obsm else _keys.SPATIAL
+    xy = np.array(adata.obsm[slot], dtype=np.float64)
     xy[rng.integers(len(xy))] = np.nan
-    adata.obsm[_keys.SPATIAL] = xy
+    adata.obsm[slot] = xy
     return adata
 
 
@@ -380,7 +435,7 @@ def evaluated(adata):
 def scored(adata):
     truth = adata.X.toarray() if sparse.issparse(adata.X) else np.asarray(adata.X)
     made = guess().reindex(index=adata.obs["origin"], columns=adata.var_names).to_numpy()
-    xy = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)
+    xy = adata.obsm[_keys.SPATIAL]
     found = {"pearson": stg.metrics.pearson(truth, made), "rmse": stg.metrics.rmse(truth, made)}
     here = (adata.obs["of"] == "s1").to_numpy()
     if here.any():
@@ -389,11 +444,14 @@ def scored(adata):
 
 
 def in_um(adata):
+    """Twice as far apart: as if what models read was in units of a file."""
     adata = adata.copy()
-    for mark in (_keys.SPATIAL_UM, _keys.UM_PER_UNIT):  # as if they were in units of a file
+    if _keys.SPATIAL_UM in adata.obsm:
+        adata.obsm[_keys.SPATIAL] = adata.obsm[_keys.SPATIAL_UM]
+    for mark in (_keys.SPATIAL_UM, _keys.UM_PER_UNIT):
         adata.uns.pop(mark, None)
-    done = stg.pp.coordinates_in_um(adata, um_per_unit=2.0, copy=True, **SECTIONS)
-    return by_origin(adata, done.obsm[_keys.SPATIAL_UM if _keys.SPATIAL_UM in done.obsm else _keys.SPATIAL])
+    stg.pp.coordinates_in_um(adata, um_per_unit=2.0, **SECTIONS)
+    return by_origin(adata, adata.obsm[_keys.SPATIAL_UM])
 
 
 TASKS = {
