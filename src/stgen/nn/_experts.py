@@ -108,7 +108,8 @@ class Experts(nn.Module):
                     values.split(rows_at_once(len(answer)), dim=1) for values in (targets, answer, change)
                 )
                 told = [agreement(less(t - a), less(c)) for t, a, c in zip(*some, strict=True)]
-                share.copy_(stacking(*torch.cat(told, dim=1), profile))
+                gain, size = torch.cat(told, dim=1)
+                share.copy_(stacking(gain, size, profile))
                 answer += change.mul_(share)
 
     def _picked(self, batches: Iterable[Batch], rows: Tensor, n: int) -> tuple[Tensor, Tensor, Tensor]:
