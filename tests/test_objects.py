@@ -26,6 +26,7 @@ from scipy import sparse
 
 import stgen as stg
 from stgen import _keys
+from stgen.data._places import raw_xy
 
 N_SECTIONS, N_SPOTS, N_GENES = 3, 36, 24
 UM_PER_PX = 0.5
@@ -246,7 +247,7 @@ def in_pixels_and_converted(adata, rng):
         return adata
     adata = adata.copy()
     adata.uns.pop(_keys.SPATIAL_UM, None)
-    adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64) / UM_PER_PX
+    adata.obsm[_keys.SPATIAL] = raw_xy(adata, _keys.SPATIAL) / UM_PER_PX
     stg.pp.coordinates_in_um(adata, um_per_unit=UM_PER_PX, **SECTIONS)
     return adata
 
@@ -255,14 +256,14 @@ def in_pixels_and_converted(adata, rng):
 def centroids_written_over_what_the_reader_wrote(adata, rng):
     adata = adata.copy()
     if _keys.SPATIAL_UM in adata.obsm:
-        adata.obsm[_keys.SPATIAL] = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64) * 1.45
+        adata.obsm[_keys.SPATIAL] = raw_xy(adata, _keys.SPATIAL) * 1.45
     return adata
 
 
 @move
 def places_with_names_or_a_third_column(adata, rng):
     adata = adata.copy()
-    xy = np.asarray(adata.obsm[_keys.SPATIAL], dtype=np.float64)[:, :2]
+    xy = raw_xy(adata, _keys.SPATIAL)
     table = pd.DataFrame(xy[:, ::-1], index=adata.obs_names, columns=["y", "x"])
     adata.obsm[_keys.SPATIAL] = table if rng.random() < 0.5 else np.c_[xy, np.zeros(len(xy))]
     return adata
@@ -272,7 +273,7 @@ def places_with_names_or_a_third_column(adata, rng):
 def pixels_put_where_um_were(adata, rng):
     adata = adata.copy()
     slot = _keys.SPATIAL_UM if _keys.SPATIAL_UM in adata.obsm else _keys.SPATIAL
-    adata.obsm[slot] = np.asarray(adata.obsm[slot], dtype=np.float64)[:, :2] / UM_PER_PX
+    adata.obsm[slot] = raw_xy(adata, slot) / UM_PER_PX
     return adata
 
 
@@ -305,7 +306,7 @@ def counts_logged(adata, rng):
 def a_place_lost(adata, rng):
     adata = adata.copy()
     slot = _keys.SPATIAL_UM if _keys.SPATIAL_UM in adata.obsm else _keys.SPATIAL
-    xy = np.array(adata.obsm[slot], dtype=np.float64)
+    xy = raw_xy(adata, slot)
     xy[rng.integers(len(xy))] = np.nan
     adata.obsm[slot] = xy
     return adata
