@@ -232,7 +232,7 @@ def columns_of_another_type(adata, rng):
 def inputs_of_another_type(adata, rng):
     adata = adata.copy()
     for key in (_keys.SPATIAL, _keys.HISTOLOGY):
-        values = np.asarray(adata.obsm[key])
+        values = raw_xy(adata, key) if key == _keys.SPATIAL else np.asarray(adata.obsm[key])
         as_table = pd.DataFrame(
             values, index=adata.obs_names, columns=[f"c{i}" for i in range(values.shape[1])]
         )
