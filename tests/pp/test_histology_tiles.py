@@ -280,6 +280,21 @@ def test_pictures_in_uns_are_found_by_name(slide, tissue):
         np.testing.assert_array_equal(tile, image[y - 10 : y + 10, x - 10 : x + 10])
 
 
+def test_a_pixel_size_that_a_picture_of_uns_does_not_have_is_refused(slide, tissue, refused):
+    slide.uns["spatial"] = {
+        "v": {"images": {"hires": tissue(900, 900)}, "scalefactors": {"tissue_hires_scalef": 0.5}}
+    }
+    slide.obsm["spatial"] *= 2
+    stg.pp.coordinates_in_um(slide, um_per_unit=0.5)
+    message = (
+        r"`um_per_px` is 1.3, but a pixel of this picture is 1 µm: 0.5 µm per unit .* Leave `um_per_px` out"
+    )
+    with refused(slide, ValueError, message):
+        stg.pp.histology_tiles(slide, "hires", um_per_px=1.3)
+    stg.pp.histology_tiles(slide, "hires", tile_px=8)
+    assert slide.uns["tiles"]["params"]["um_per_px"] == 1.0
+
+
 def write_h5(path, names, tiles, **attributes):
     h5py = pytest.importorskip("h5py", reason="stored tiles are h5 files")
     with h5py.File(path, "w") as file:

@@ -16,7 +16,7 @@ from stgen._scale_record import ScaleRecord
 from stgen.data._names import some
 from stgen.data._places import library_column, raw_xy, section_names, um_slot
 from stgen.data._tiles import all_blank, warn_of_blank
-from stgen.data._units import check_units, grid_of
+from stgen.data._units import SCALE_SLACK, check_units, grid_of
 
 from ._coordinates import LARGEST_PITCH_UM, LEAST_PITCH_UM, find_scales, given_scale
 from ._editing import check_adata, editable
@@ -300,9 +300,11 @@ def _sizes_of_um(
     """Pixel size of the image that coordinates in µm are laid on."""
     if spot_pitch_um is not None:
         find_scales(adata, key, xy, names, um_per_unit=1.0, spot_pitch_um=spot_pitch_um)
-    if um_per_px is not None:
-        return given_scale(um_per_px, np.array(list(per_unit)), "um_per_px")
     record = ScaleRecord.of(adata, key)
+    if um_per_px is not None:
+        given = given_scale(um_per_px, np.array(list(per_unit)), "um_per_px")
+        _check_pictures(adata, record, names, per_unit, given)
+        return given
     unit = {} if record is None else record.scale_by_section(adata, names)
     # a scale of 1 means that coordinates never were pixels, so it says nothing about the image
     if not unit or all(unit[name] == 1.0 and per_unit[name] == 1.0 for name in unit):
@@ -310,6 +312,26 @@ def _sizes_of_um(
             f"The pixel size of the image is not known (obsm[{key!r}] is in µm). Give `um_per_px=`."
         )
     return {name: unit[name] / per_unit[name] for name in unit}
+
+
+def _check_pictures(
+    adata: AnnData,
+    record: ScaleRecord | None,
+    names: NDArray[np.str_] | None,
+    per_unit: Mapping[str, float],
+    given: Mapping[str, float],
+) -> None:
+    """Raise if a pixel size is given that pictures of ``uns``, whose size is known, do not have."""
+    if record is None or all(one == 1.0 for one in per_unit.values()):
+        return
+    for name, unit in record.scale_by_section(adata, names).items():
+        known = unit / per_unit[name]
+        if unit != 1.0 and abs(given[name] / known - 1) > SCALE_SLACK:
+            raise ValueError(
+                f"`um_per_px` is {given[name]:.4g}{_of(name)}, but a pixel of this picture is {known:.4g} µm: "
+                f"{unit:.4g} µm per unit by uns['spatial_um'], {per_unit[name]:.4g} pixels per unit by uns['spatial']. "
+                "Leave `um_per_px` out."
+            )
 
 
 def _sizes_of_pixels(
@@ -366,14 +388,18 @@ def _pictures(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Pictures as scanpy and squidpy keep them: with pixels per unit of the coordinates."""
     images, per_unit = {}, {}
-    for name in names:
+    for name in map(str, names):
         library = name
         if name == "" and len(pictures) == 1:
             library = next(iter(pictures))
         if library not in pictures or key not in pictures[library].get("images", {}):
+            remedy = (
+                "Call sections as uns['spatial'] does, in the column of `obs` that `library_key=` names."
+                if name
+                else "Several sections need `library_key=`."
+            )
             raise ValueError(
-                f"uns['spatial'] has no picture {key!r}{_of(name)}; it has {some(pictures)}. Several "
-                "sections need `library_key=`."
+                f"uns['spatial'] has no picture {key!r}{_of(name)}; it has {some(pictures)}. {remedy}"
             )
         factors = pictures[library].get("scalefactors", {})
         if f"tissue_{key}_scalef" not in factors:
