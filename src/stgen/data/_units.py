@@ -214,19 +214,25 @@ def _of_the_image(adata: AnnData, xy: NDArray[np.float64], name: str) -> Iterato
 
 def _of_the_slide(adata: AnnData) -> Iterator[Evidence]:
     """Tiles of LazySlide: coordinates are the upper left corners, in pixels of the slide."""
-    slide, tile = adata.uns.get(_keys.SLIDE_PROPERTIES, {}), adata.uns.get(_keys.TILE_SPEC, {})
-    size = slide.get("mpp") if hasattr(slide, "get") else None
-    if size is None or not np.isfinite(float(size)):
+    slide = adata.uns.get(_keys.SLIDE_PROPERTIES, {})
+    size = _length(slide.get("mpp")) if hasattr(slide, "get") else None
+    if size is None:
         return
-    corner = np.zeros(2)
-    if hasattr(tile, "get") and {"width", "height"} <= set(tile):
-        corner = np.array([float(tile["width"]), float(tile["height"])]) * float(tile.get("mpp") or size) / 2
     yield Evidence(
-        float(size),
+        size,
         "`mpp` of uns['slide_properties'], with tiles' upper left corners moved to their centres",
         LATTICE_SLACK,
-        corner,
+        half_tile_um(adata, size),
     )
+
+
+def half_tile_um(adata: AnnData, um_per_unit: float) -> NDArray[np.float64]:
+    """From the corner of a tile of LazySlide to its centre, µm; 0 of anything else."""
+    tile = adata.uns.get(_keys.TILE_SPEC, {})
+    if not (hasattr(tile, "get") and {"width", "height"} <= set(tile)):
+        return np.zeros(2)
+    size = _length(tile.get("mpp")) or um_per_unit
+    return np.array([float(tile["width"]), float(tile["height"])]) * size / 2
 
 
 def of_the_lattice(
@@ -506,7 +512,7 @@ def compare_with_training(
             grid.pitch > most.pitch and differs(grid, most)
         ):
             warn(
-                f"Neighbouring {rows_are} in obsm[{key!r}] are {grid.pitch:.4g} µm apart{_of(name)}; those that the model was "
+                f"Neighbouring {rows_are}{_of(name)} in obsm[{key!r}] are {grid.pitch:.4g} µm apart; those that the model was "
                 f"fitted on are {least.pitch:.4g}"
                 + (f" to {most.pitch:.4g}" if differs(least, most) else "")
                 + f" apart. If this is no finer or coarser array, a unit is not a µm. {REMEDY}"
