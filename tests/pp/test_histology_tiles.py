@@ -295,6 +295,17 @@ def test_a_pixel_size_that_a_picture_of_uns_does_not_have_is_refused(slide, tiss
     assert slide.uns["tiles"]["params"]["um_per_px"] == 1.0
 
 
+def test_corners_of_lazyslide_tiles_are_cut_around_their_centres_in_pixels_too(coded_image, place_of):
+    corners = np.stack(np.meshgrid(np.arange(4), np.arange(4)), axis=-1).reshape(-1, 2) * 40.0
+    adata = ad.AnnData(np.ones((16, 2), dtype=np.float32), obsm={"spatial": corners})
+    adata.obs_names = [f"t{i}" for i in range(16)]
+    adata.uns["slide_properties"] = {"mpp": 0.5}
+    adata.uns["tile_spec"] = {"width": 40, "height": 40, "mpp": 0.5}
+    stg.pp.histology_tiles(adata, coded_image(200, 200), tile_um=20, tile_px=40)
+    for tile, (x, y) in zip(adata.obsm["tiles"], corners.astype(int)):
+        assert place_of(tile[0, 0]) == (x, y)
+
+
 def write_h5(path, names, tiles, **attributes):
     h5py = pytest.importorskip("h5py", reason="stored tiles are h5 files")
     with h5py.File(path, "w") as file:

@@ -18,7 +18,7 @@ from stgen.data._places import library_column, raw_xy, section_names, um_slot
 from stgen.data._tiles import all_blank, warn_of_blank
 from stgen.data._units import SCALE_SLACK, check_units, grid_of
 
-from ._coordinates import LARGEST_PITCH_UM, LEAST_PITCH_UM, find_scales, given_scale
+from ._coordinates import LARGEST_PITCH_UM, LEAST_PITCH_UM, Scale, find_scales, given_scale
 from ._editing import check_adata, editable
 from ._tile_reader import (
     ArrayTiles,
@@ -267,7 +267,10 @@ def open_image_tiles(
         check_units(adata, key, xy, names)
         sizes = _sizes_of_um(adata, key, xy, names, per_unit, um_per_px, spot_pitch_um)
     else:
-        sizes = _sizes_of_pixels(adata, key, xy, names, per_unit, um_per_px, spot_pitch_um)
+        scales = _scales_of_pixels(adata, key, xy, names, per_unit, um_per_px, spot_pitch_um)
+        sizes = {name: scale.um_per_unit / per_unit[name] for name, scale in scales.items()}
+        # from the corner of a tile of LazySlide to its centre
+        xy = xy + np.array([scales[name].offset_um / scales[name].um_per_unit for name in section])
     for name, size in sizes.items():
         check_pixel_size(size, name)
     size_of_spot = np.array([sizes[name] for name in section])[:, None]
@@ -334,7 +337,7 @@ def _check_pictures(
             )
 
 
-def _sizes_of_pixels(
+def _scales_of_pixels(
     adata: AnnData,
     key: str,
     xy: NDArray[np.float64],
@@ -342,10 +345,10 @@ def _sizes_of_pixels(
     per_unit: Mapping[str, float],
     um_per_px: float | Mapping[str, float] | None,
     spot_pitch_um: float | None,
-) -> dict[str, float]:
-    """Pixel size of the image on which coordinates count pixels, or that is a reduced copy of it."""
+) -> dict[str, Scale]:
+    """From pixels that coordinates count, on the image or on what it is a reduced copy of, to µm."""
     given = None if um_per_px is None else given_scale(um_per_px, np.array(list(per_unit)), "um_per_px")
-    scales = find_scales(
+    return find_scales(
         adata,
         key,
         xy,
@@ -354,7 +357,6 @@ def _sizes_of_pixels(
         spot_pitch_um=spot_pitch_um,
         argument="um_per_px",
     )
-    return {name: scale.um_per_unit / per_unit[name] for name, scale in scales.items()}
 
 
 def _images_of_sections(
