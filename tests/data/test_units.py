@@ -136,3 +136,37 @@ def test_regions_of_a_spatialdata_table_are_sections():
     np.testing.assert_array_equal(places.section, np.repeat([0, 1], 49))
     one = adata[:49].copy()
     assert read_places(one).section is None
+
+
+def test_spots_without_a_row_hide_no_pixels_of_the_others():
+    adata = visium(0.345)
+    adata.obs["array_row"] = adata.obs["array_row"].astype("Int64")
+    adata.obs.iloc[3, 0] = pd.NA
+    with pytest.raises(ValueError, match=r"one unit is 0.345 µm \(the lattice of Visium spots"):
+        read_places(adata)
+
+
+def test_a_handful_of_spots_on_the_lattice_is_enough_to_see_pixels():
+    few = visium(0.345)[[0, 1, 12, 13]]
+    with pytest.raises(ValueError, match=r"one unit is 0.345 µm \(the lattice of Visium spots"):
+        read_places(few)
+
+
+def test_capture_areas_beside_each_other_are_known_by_their_lattice():
+    """Rows and columns begin anew in each, and nobody named the sections."""
+    left, right = visium(0.345), visium(0.345)
+    right.obsm["spatial"] += [50_000, 300]
+    both = ad.concat([left, right], index_unique="-")
+    with pytest.raises(ValueError, match=r"one unit is 0.345 µm \(the lattice of Visium spots"):
+        read_places(both)
+    stg.pp.coordinates_in_um(both)
+    assert both.uns["spatial_um"]["um_per_unit"][0] == pytest.approx(0.345)
+    read_places(both)
+
+
+@pytest.mark.parametrize("size", [float("nan"), -1.0, 0.0, "unknown"])
+def test_a_pixel_size_that_is_no_length_is_not_known(size):
+    adata = visium(0.345)
+    adata.uns["spatial"] = {"v": {"scalefactors": {"microns_per_pixel": size, "spot_diameter_fullres": size}}}
+    stg.pp.coordinates_in_um(adata)
+    assert adata.uns["spatial_um"]["um_per_unit"][0] == pytest.approx(0.345)

@@ -325,3 +325,13 @@ def test_backed_coordinates_are_converted_in_place_and_cannot_be_copied(pixels, 
         ValueError, match=r"A backed AnnData cannot be copied in memory. Call `adata.to_memory\(\)`"
     ):
         stg.pp.coordinates_in_um(backed, um_per_unit=0.5, copy=True)
+
+
+@pytest.mark.parametrize("unknown", [None, float("nan")])
+def test_tiles_of_a_slide_of_unknown_pixel_size_are_moved_to_their_centres_too(unknown):
+    corners = np.stack(np.meshgrid(np.arange(4), np.arange(4)), axis=-1).reshape(-1, 2) * 512.0
+    adata = ad.AnnData(np.ones((16, 2), dtype=np.float32), obsm={"spatial": corners})
+    adata.uns["slide_properties"] = {"mpp": unknown}
+    adata.uns["tile_spec"] = {"width": 512, "height": 512, "mpp": unknown}
+    stg.pp.coordinates_in_um(adata, um_per_unit=0.5)
+    np.testing.assert_allclose(adata.obsm["spatial_um"], corners * 0.5 + 128)

@@ -280,6 +280,32 @@ def test_pictures_in_uns_are_found_by_name(slide, tissue):
         np.testing.assert_array_equal(tile, image[y - 10 : y + 10, x - 10 : x + 10])
 
 
+def test_a_pixel_size_that_a_picture_of_uns_does_not_have_is_refused(slide, tissue, refused):
+    slide.uns["spatial"] = {
+        "v": {"images": {"hires": tissue(900, 900)}, "scalefactors": {"tissue_hires_scalef": 0.5}}
+    }
+    slide.obsm["spatial"] *= 2
+    stg.pp.coordinates_in_um(slide, um_per_unit=0.5)
+    message = (
+        r"`um_per_px` is 1.3, but a pixel of this picture is 1 µm: 0.5 µm per unit .* Leave `um_per_px` out"
+    )
+    with refused(slide, ValueError, message):
+        stg.pp.histology_tiles(slide, "hires", um_per_px=1.3)
+    stg.pp.histology_tiles(slide, "hires", tile_px=8)
+    assert slide.uns["tiles"]["params"]["um_per_px"] == 1.0
+
+
+def test_corners_of_lazyslide_tiles_are_cut_around_their_centres_in_pixels_too(coded_image, place_of):
+    corners = np.stack(np.meshgrid(np.arange(4), np.arange(4)), axis=-1).reshape(-1, 2) * 40.0
+    adata = ad.AnnData(np.ones((16, 2), dtype=np.float32), obsm={"spatial": corners})
+    adata.obs_names = [f"t{i}" for i in range(16)]
+    adata.uns["slide_properties"] = {"mpp": 0.5}
+    adata.uns["tile_spec"] = {"width": 40, "height": 40, "mpp": 0.5}
+    stg.pp.histology_tiles(adata, coded_image(200, 200), tile_um=20, tile_px=40)
+    for tile, (x, y) in zip(adata.obsm["tiles"], corners.astype(int)):
+        assert place_of(tile[0, 0]) == (x, y)
+
+
 def write_h5(path, names, tiles, **attributes):
     h5py = pytest.importorskip("h5py", reason="stored tiles are h5 files")
     with h5py.File(path, "w") as file:

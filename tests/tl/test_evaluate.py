@@ -342,7 +342,9 @@ def test_slide_the_model_was_trained_on_is_refused_or_flagged(adata):
 
 
 def test_values_that_are_not_measured_counts_are_no_truth(adata):
-    with pytest.raises(ValueError, match=r"layers\['noise'\] must hold counts"):
+    with pytest.raises(
+        ValueError, match=r"layers\['noise'\] must hold counts.*name the layer .* with `truth=`"
+    ):
         run(adata, truth="noise")
     adata.layers["imputed"] = np.round(adata.layers["good"])
     adata.uns["imputed"] = {"params": {}}

@@ -45,7 +45,7 @@ N_VALUES_AT_ONCE = 2**24
 # ----------------------------------------------------------------------------------------------------- counts
 
 
-def check_counts(X: Any, name: str = "X") -> None:
+def check_counts(X: Any, name: str = "X", argument: str = "layer") -> None:
     """Raise unless ``X`` holds counts: finite, not negative, whole numbers (of any dtype).
 
     Parameters
@@ -54,13 +54,15 @@ def check_counts(X: Any, name: str = "X") -> None:
         Dense array, sparse matrix, or a matrix of a backed AnnData; it is read in blocks of rows.
     name
         How the message calls it, for example ``layers['counts']``.
+    argument
+        Argument of the caller's that names the layer of counts.
     """
     for values in _value_blocks(X):
         if values.dtype.kind in "ub":
             continue
         if values.dtype.kind not in "if":
             raise ValueError(f"{name} must hold counts; its dtype is {values.dtype}.")
-        _check_count_values(values, name)
+        _check_count_values(values, name, argument)
 
 
 def _value_blocks(X: Any) -> Iterator[np.ndarray]:
@@ -72,8 +74,8 @@ def _value_blocks(X: Any) -> Iterator[np.ndarray]:
             yield flat[start : start + N_VALUES_AT_ONCE]
 
 
-def _check_count_values(values: np.ndarray, name: str) -> None:
-    remedy = "Give raw counts, or name the layer that holds them with `layer=`."
+def _check_count_values(values: np.ndarray, name: str, argument: str) -> None:
+    remedy = f"Give raw counts, or name the layer that holds them with `{argument}=`."
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         n_bad = int((~np.isfinite(values)).sum())
         raise ValueError(f"{name} must hold counts; found {n_bad} values that are NaN or infinite. {remedy}")

@@ -33,6 +33,8 @@ VISIUM_DIAMETERS_UM = (55.0, 65.0)
 REMEDY = "Convert with `stg.pp.coordinates_in_um`."
 N_ASKED = 5000
 """Spots from which a pitch is taken: a few thousand are enough."""
+LEAST_ON_LATTICE = 4
+"""Spots that a lattice is fitted to: three fit any."""
 LATTICE_SLACK, SCALE_SLACK = 0.05, 0.1
 
 
@@ -163,14 +165,15 @@ def hinted(
     adata: AnnData, key: str, xy: NDArray[np.float64], name: str, sure: list[Evidence]
 ) -> Iterator[Evidence]:
     """The scale that the diameter of a Visium spot suggests: good enough to contradict one, not to be one."""
-    diameter = _scale_factors(adata, name).get("spot_diameter_fullres") if key == _keys.SPATIAL else None
+    factors = _scale_factors(adata, name) if key == _keys.SPATIAL else {}
+    diameter = _length(factors.get("spot_diameter_fullres"))
     pitch = grid_of(xy).pitch
     # spots of Visium, 55 to 65 µm wide, lie 1.54 to 1.82 diameters apart; those of ST 2
-    if sure or not diameter or not 1.5 < pitch / float(diameter) < 1.9:
+    if sure or not diameter or not 1.5 < pitch / diameter < 1.9:
         return
     yield Evidence(
         VISIUM_PITCH_UM / pitch,
-        f"spots lie {pitch:.4g} apart and are {float(diameter):.4g} pixels wide by `spot_diameter_fullres` in uns['spatial'], "
+        f"spots lie {pitch:.4g} apart and are {diameter:.4g} pixels wide by `spot_diameter_fullres` in uns['spatial'], "
         "as on Visium, where they lie 100 µm apart",
         SCALE_SLACK,
     )
@@ -186,67 +189,110 @@ def _scale_factors(adata: AnnData, name: str) -> Mapping[str, Any]:
     return factors if isinstance(factors, Mapping) else {}
 
 
+def _length(value: Any) -> float | None:
+    """A number above 0; ``None`` for anything else that a file may hold in its place."""
+    try:
+        length = float(value)
+    except (TypeError, ValueError):
+        return None
+    return length if np.isfinite(length) and length > 0 else None
+
+
 def _of_the_image(adata: AnnData, xy: NDArray[np.float64], name: str) -> Iterator[Evidence]:
     """From scale factors of Space Ranger, or from the slide that LazySlide cut into tiles."""
     yield from _of_the_slide(adata)
     factors = _scale_factors(adata, name)
-    size, diameter = factors.get("microns_per_pixel"), factors.get("spot_diameter_fullres")
+    size, diameter = _length(factors.get("microns_per_pixel")), _length(factors.get("spot_diameter_fullres"))
     if size is None:
         return
     # bins touch and spots lie 1.54 to 1.82 diameters apart; if they do so with the diameter in µm, these are µm already
-    ratio = grid_of(xy).pitch / float(diameter) if diameter else float("nan")
-    if 0.8 < ratio / float(size) < 2.2 and not 0.8 < ratio < 2.2:
+    ratio = grid_of(xy).pitch / diameter if diameter else float("nan")
+    if 0.8 < ratio / size < 2.2 and not 0.8 < ratio < 2.2:
         return
-    yield Evidence(float(size), "`microns_per_pixel` of the scale factors in uns['spatial']", LATTICE_SLACK)
+    yield Evidence(size, "`microns_per_pixel` of the scale factors in uns['spatial']", LATTICE_SLACK)
 
 
 def _of_the_slide(adata: AnnData) -> Iterator[Evidence]:
     """Tiles of LazySlide: coordinates are the upper left corners, in pixels of the slide."""
-    slide, tile = adata.uns.get(_keys.SLIDE_PROPERTIES, {}), adata.uns.get(_keys.TILE_SPEC, {})
-    size = slide.get("mpp") if hasattr(slide, "get") else None
-    if size is None or not np.isfinite(float(size)):
+    slide = adata.uns.get(_keys.SLIDE_PROPERTIES, {})
+    size = _length(slide.get("mpp")) if hasattr(slide, "get") else None
+    if size is None:
         return
-    corner = np.zeros(2)
-    if hasattr(tile, "get") and {"width", "height"} <= set(tile):
-        corner = np.array([float(tile["width"]), float(tile["height"])]) * float(tile.get("mpp") or size) / 2
     yield Evidence(
-        float(size),
+        size,
         "`mpp` of uns['slide_properties'], with tiles' upper left corners moved to their centres",
         LATTICE_SLACK,
-        corner,
+        half_tile_um(adata, size),
     )
+
+
+def half_tile_um(adata: AnnData, um_per_unit: float) -> NDArray[np.float64]:
+    """From the corner of a tile of LazySlide to its centre, µm; 0 of anything else."""
+    tile = adata.uns.get(_keys.TILE_SPEC, {})
+    if not (hasattr(tile, "get") and {"width", "height"} <= set(tile)):
+        return np.zeros(2)
+    size = _length(tile.get("mpp")) or um_per_unit
+    return np.array([float(tile["width"]), float(tile["height"])]) * size / 2
 
 
 def of_the_lattice(
     adata: AnnData, key: str, xy: NDArray[np.float64], rows: NDArray[np.int64]
 ) -> Evidence | None:
     """Units of one step of the array, from ``obs["array_row"]`` and ``obs["array_col"]``."""
-    if not {_keys.ARRAY_ROW, _keys.ARRAY_COL} <= set(adata.obs.columns) or len(rows) < 8:
+    if not {_keys.ARRAY_ROW, _keys.ARRAY_COL} <= set(adata.obs.columns):
         return None
     steps = np.stack(
         [
-            pd.to_numeric(adata.obs[one].iloc[rows], errors="coerce")
+            pd.to_numeric(adata.obs[one].iloc[rows], errors="coerce").to_numpy(np.float64, na_value=np.nan)
             for one in (_keys.ARRAY_ROW, _keys.ARRAY_COL)
         ],
         axis=1,
-    ).astype(np.float64)
-    if not np.isfinite(steps).all() or len(np.unique(steps, axis=0)) < len(steps):
-        return None  # several capture areas in one section
+    )
+    is_known = np.isfinite(steps).all(
+        axis=1
+    )  # spots that the array does not name say nothing about the others
+    xy, rows, steps = xy[is_known], rows[is_known], steps[is_known]
+    if len(rows) < LEAST_ON_LATTICE:
+        return None
+    is_one_area = len(np.unique(steps, axis=0)) == len(steps)
+    fit = _fit_lattice(xy, steps) if is_one_area else _fit_neighbors(xy, steps)
+    if fit is None:
+        return None
+    step, left = fit
+    if left > 0.5 and is_one_area and len(rows) >= 8:
+        raise ValueError(
+            f"obsm[{key!r}] does not follow obs['array_row'] and obs['array_col']: {left:.0%} of where spots lie has nothing "
+            "to do with their rows and columns. Coordinates and table are probably in different orders; join them by name."
+        )
+    along_row, along_col = (float(np.linalg.norm(one)) for one in step)
+    if left > 0.01 or min(along_row, along_col) == 0:
+        return None  # bent, as after a registration
+    return _from_steps(adata, key, rows, steps, along_row, along_col, abs(np.linalg.det(step)))
+
+
+def _fit_lattice(xy: NDArray[np.float64], steps: NDArray[np.float64]) -> tuple[NDArray[Any], float] | None:
+    """(2, 2) x and y of a step of one row and of one column, and the share of where spots lie that is left over."""
     design = np.c_[np.ones(len(steps)), steps]
     if np.linalg.matrix_rank(design) < 3:
         return None
     solution = np.linalg.lstsq(design, xy, rcond=None)[0]
     spread = xy - xy.mean(axis=0)
     left = ((xy - design @ solution) ** 2).sum() / max((spread**2).sum(), 1e-30)
-    if left > 0.5:
-        raise ValueError(
-            f"obsm[{key!r}] does not follow obs['array_row'] and obs['array_col']: {left:.0%} of where spots lie has nothing "
-            "to do with their rows and columns. Coordinates and table are probably in different orders; join them by name."
-        )
-    along_row, along_col = (float(np.linalg.norm(step)) for step in solution[1:])
-    if left > 0.01 or min(along_row, along_col) == 0:
-        return None  # bent, as after a registration
-    return _from_steps(adata, key, rows, steps, along_row, along_col, abs(np.linalg.det(solution[1:])))
+    return solution[1:], float(left)
+
+
+def _fit_neighbors(xy: NDArray[np.float64], steps: NDArray[np.float64]) -> tuple[NDArray[Any], float] | None:
+    """The same for several capture areas in one section, each with rows and columns of its own: by steps to neighbours."""
+    here = np.arange(0, len(xy), max(1, len(xy) // N_ASKED))
+    there = cKDTree(xy).query(xy[here], k=min(7, len(xy)))[1][:, 1:]
+    step = (steps[there] - steps[here][:, None]).reshape(-1, 2)
+    gap = (xy[there] - xy[here][:, None]).reshape(-1, 2)
+    is_next = (np.abs(step) <= [1, 2]).all(axis=1) & step.any(axis=1)
+    if is_next.mean() < 0.5 or np.linalg.matrix_rank(step[is_next]) < 2:
+        return None
+    step, gap = step[is_next], gap[is_next]
+    solution = np.linalg.lstsq(step, gap, rcond=None)[0]
+    return solution, float(((gap - step @ solution) ** 2).sum() / max((gap**2).sum(), 1e-30))
 
 
 def _from_steps(
@@ -466,7 +512,7 @@ def compare_with_training(
             grid.pitch > most.pitch and differs(grid, most)
         ):
             warn(
-                f"Neighbouring {rows_are} in obsm[{key!r}] are {grid.pitch:.4g} µm apart{_of(name)}; those that the model was "
+                f"Neighbouring {rows_are}{_of(name)} in obsm[{key!r}] are {grid.pitch:.4g} µm apart; those that the model was "
                 f"fitted on are {least.pitch:.4g}"
                 + (f" to {most.pitch:.4g}" if differs(least, most) else "")
                 + f" apart. If this is no finer or coarser array, a unit is not a µm. {REMEDY}"

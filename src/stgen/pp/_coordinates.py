@@ -26,6 +26,7 @@ from stgen.data._units import (
     VISIUM_DIAMETERS_UM,
     Evidence,
     grid_of,
+    half_tile_um,
     hinted,
     measured,
     told,
@@ -170,9 +171,10 @@ def find_scales(
         if spot_pitch_um is not None:
             known.append(_of_the_pitch(xy[rows], spot_pitch_um, name))
         known += [] if is_um else told(adata, name)
-        scales[name] = _agreed(
-            known, list(hinted(adata, key, xy[rows], name, sure)), key, name, xy[rows], argument
-        )
+        scale = _agreed(known, list(hinted(adata, key, xy[rows], name, sure)), key, name, xy[rows], argument)
+        if not sure and key == _keys.SPATIAL:  # a slide of unknown pixel size was tiled all the same
+            scale = scale._replace(offset_um=half_tile_um(adata, scale.um_per_unit))
+        scales[name] = scale
     return scales
 
 

@@ -16,9 +16,9 @@ from stgen._scale_record import ScaleRecord
 from stgen.data._names import some
 from stgen.data._places import library_column, raw_xy, section_names, um_slot
 from stgen.data._tiles import all_blank, warn_of_blank
-from stgen.data._units import check_units, grid_of
+from stgen.data._units import SCALE_SLACK, check_units, grid_of
 
-from ._coordinates import LARGEST_PITCH_UM, LEAST_PITCH_UM, find_scales, given_scale
+from ._coordinates import LARGEST_PITCH_UM, LEAST_PITCH_UM, Scale, find_scales, given_scale
 from ._editing import check_adata, editable
 from ._tile_reader import (
     ArrayTiles,
@@ -267,7 +267,10 @@ def open_image_tiles(
         check_units(adata, key, xy, names)
         sizes = _sizes_of_um(adata, key, xy, names, per_unit, um_per_px, spot_pitch_um)
     else:
-        sizes = _sizes_of_pixels(adata, key, xy, names, per_unit, um_per_px, spot_pitch_um)
+        scales = _scales_of_pixels(adata, key, xy, names, per_unit, um_per_px, spot_pitch_um)
+        sizes = {name: scale.um_per_unit / per_unit[name] for name, scale in scales.items()}
+        # from the corner of a tile of LazySlide to its centre
+        xy = xy + np.array([scales[name].offset_um / scales[name].um_per_unit for name in section])
     for name, size in sizes.items():
         check_pixel_size(size, name)
     size_of_spot = np.array([sizes[name] for name in section])[:, None]
@@ -300,9 +303,11 @@ def _sizes_of_um(
     """Pixel size of the image that coordinates in µm are laid on."""
     if spot_pitch_um is not None:
         find_scales(adata, key, xy, names, um_per_unit=1.0, spot_pitch_um=spot_pitch_um)
-    if um_per_px is not None:
-        return given_scale(um_per_px, np.array(list(per_unit)), "um_per_px")
     record = ScaleRecord.of(adata, key)
+    if um_per_px is not None:
+        given = given_scale(um_per_px, np.array(list(per_unit)), "um_per_px")
+        _check_pictures(adata, record, names, per_unit, given)
+        return given
     unit = {} if record is None else record.scale_by_section(adata, names)
     # a scale of 1 means that coordinates never were pixels, so it says nothing about the image
     if not unit or all(unit[name] == 1.0 and per_unit[name] == 1.0 for name in unit):
@@ -312,7 +317,27 @@ def _sizes_of_um(
     return {name: unit[name] / per_unit[name] for name in unit}
 
 
-def _sizes_of_pixels(
+def _check_pictures(
+    adata: AnnData,
+    record: ScaleRecord | None,
+    names: NDArray[np.str_] | None,
+    per_unit: Mapping[str, float],
+    given: Mapping[str, float],
+) -> None:
+    """Raise if a pixel size is given that pictures of ``uns``, whose size is known, do not have."""
+    if record is None or all(one == 1.0 for one in per_unit.values()):
+        return
+    for name, unit in record.scale_by_section(adata, names).items():
+        known = unit / per_unit[name]
+        if unit != 1.0 and abs(given[name] / known - 1) > SCALE_SLACK:
+            raise ValueError(
+                f"`um_per_px` is {given[name]:.4g}{_of(name)}, but a pixel of this picture is {known:.4g} µm: "
+                f"{unit:.4g} µm per unit by uns['spatial_um'], {per_unit[name]:.4g} pixels per unit by uns['spatial']. "
+                "Leave `um_per_px` out."
+            )
+
+
+def _scales_of_pixels(
     adata: AnnData,
     key: str,
     xy: NDArray[np.float64],
@@ -320,10 +345,10 @@ def _sizes_of_pixels(
     per_unit: Mapping[str, float],
     um_per_px: float | Mapping[str, float] | None,
     spot_pitch_um: float | None,
-) -> dict[str, float]:
-    """Pixel size of the image on which coordinates count pixels, or that is a reduced copy of it."""
+) -> dict[str, Scale]:
+    """From pixels that coordinates count, on the image or on what it is a reduced copy of, to µm."""
     given = None if um_per_px is None else given_scale(um_per_px, np.array(list(per_unit)), "um_per_px")
-    scales = find_scales(
+    return find_scales(
         adata,
         key,
         xy,
@@ -332,7 +357,6 @@ def _sizes_of_pixels(
         spot_pitch_um=spot_pitch_um,
         argument="um_per_px",
     )
-    return {name: scale.um_per_unit / per_unit[name] for name, scale in scales.items()}
 
 
 def _images_of_sections(
@@ -366,14 +390,18 @@ def _pictures(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Pictures as scanpy and squidpy keep them: with pixels per unit of the coordinates."""
     images, per_unit = {}, {}
-    for name in names:
+    for name in map(str, names):
         library = name
         if name == "" and len(pictures) == 1:
             library = next(iter(pictures))
         if library not in pictures or key not in pictures[library].get("images", {}):
+            remedy = (
+                "Call sections as uns['spatial'] does, in the column of `obs` that `library_key=` names."
+                if name
+                else "Several sections need `library_key=`."
+            )
             raise ValueError(
-                f"uns['spatial'] has no picture {key!r}{_of(name)}; it has {some(pictures)}. Several "
-                "sections need `library_key=`."
+                f"uns['spatial'] has no picture {key!r}{_of(name)}; it has {some(pictures)}. {remedy}"
             )
         factors = pictures[library].get("scalefactors", {})
         if f"tissue_{key}_scalef" not in factors:

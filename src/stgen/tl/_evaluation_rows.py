@@ -181,7 +181,7 @@ def _truth(adata: AnnData, truth: str | None, predictions: Sequence[Prediction])
                 f"layers[{truth!r}] is itself a prediction (uns[{truth!r}] says how it was made). "
                 "Only measured counts can be the truth."
             )
-    check_counts(X, name)
+    check_counts(X, name, "truth")
     return X
 
 
