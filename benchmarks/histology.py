@@ -555,8 +555,7 @@ def prepare_only(model: Any, adata: Any, seed: int) -> None:
     from stgen.train._runner import prepare
 
     table = model._table(adata, targets=True)
-    size = model.training_defaults.batch_size
-    prepare(model.module, table, np.arange(adata.n_obs), batch_size=size, random_state=seed)
+    prepare(model.module, table, np.arange(adata.n_obs), random_state=seed)
     model._prepared = model.is_trained_ = True
 
 

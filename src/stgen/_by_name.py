@@ -135,8 +135,8 @@ _Y = (
 _Z = ("z", "z_um", "z_centroid", "center_z", "centroid_z")
 
 
-def x_and_y(places: Any, what: str = "A table of coordinates") -> Any:
-    """Columns x, y and, if there is one, z of a table that calls them so; anything else as it is."""
+def x_and_y(places: Any, what: str = "A table of coordinates", *, depth: bool = False) -> Any:
+    """Columns x and y, and z where ``depth`` asks for it, of a table that calls them so; anything else as it is."""
     if not isinstance(places, pd.DataFrame):
         return places
     lower = [str(name).lower() for name in places.columns]
@@ -148,7 +148,7 @@ def x_and_y(places: Any, what: str = "A table of coordinates") -> Any:
             f"{what} must have one column for x and one for y; its columns are {list(map(str, places.columns))}. Keep two, "
             "called 'x' and 'y'."
         )
-    return places.iloc[:, x + y + z]
+    return places.iloc[:, x + y + (z if depth else [])]
 
 
 def _joined(values: dict[str, Any], axis: int, of: str) -> dict[str, Any]:

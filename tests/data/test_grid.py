@@ -132,7 +132,7 @@ def test_four_bytes_per_coordinate_and_row():
     [
         ([1.0, 2.0], {}, r"Coordinates must be n × 2; got shape \(2,\)"),
         ([[0, np.nan], [0, 0]], {}, r"Coordinates must be finite; 1 of 2"),
-        ([[0, 0], [2e6, 0]], {}, r"must be in µm; a section is 2e\+06 wide.*coordinates_in_um"),
+        ([[0, 0], [2e6, 0]], {}, r"must be in µm; a section is 2000000 wide.*coordinates_in_um"),
         ([[0, 0]], {"window_um": 0}, r"`window_um` must be above 0 .* got 0"),
         ([[0, 0]], {"window_um": float("nan")}, r"`window_um` must be above 0 .* got nan"),
         ([[0, 0]], {"section": ["a"]}, r"`section` must hold one integer code per row; .*got <U1"),

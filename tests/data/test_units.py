@@ -67,6 +67,28 @@ def test_coordinates_of_a_slide_that_was_tiled_are_pixels():
         read_places(adata)
 
 
+def test_tiles_of_a_slide_without_a_pixel_size_are_not_taken_for_um():
+    adata = table(square(pitch=325.0))
+    adata.uns["slide_properties"], adata.uns["tile_spec"] = {"mpp": None}, {"width": 224, "height": 224}
+    with pytest.raises(
+        ValueError, match=r"corners of tiles, in pixels of a slide whose pixel size is not known"
+    ):
+        read_places(adata)
+    stg.pp.coordinates_in_um(adata, um_per_unit=0.5)
+    assert read_places(adata).xy.min() == 56
+
+
+def test_objects_of_which_only_some_were_converted_name_the_way_out():
+    one, two = table(square()), table(square() + 5000)
+    two.obs_names = [f"d{i}" for i in range(49)]
+    stg.pp.coordinates_in_um(one, um_per_unit=0.5)
+    both = ad.concat([one, two], join="outer")
+    with pytest.raises(ValueError, match=r"49 of 98 spots have NaN.*only some of several objects converted"):
+        read_places(both)
+    stg.pp.coordinates_in_um(both, um_per_unit=0.5)
+    assert np.isfinite(read_places(both).xy).all()
+
+
 def test_a_scale_by_section_in_uns_is_read_section_by_section():
     adata = table(np.r_[square(), square()], section=["a"] * 49 + ["b"] * 49)
     adata.uns["um_per_unit"] = {"a": 1.0, "b": 0.5}

@@ -472,7 +472,7 @@ def test_targets_are_aligned_by_name(keep):
             r"obsm\['X_histology'\] does not exist; obsm has \['spatial'\]",
         ),
         (
-            lambda a: a.obsm.update({_keys.HISTOLOGY: np.ones((256, 3))}),
+            lambda a: a.obsm.update({_keys.HISTOLOGY: np.ones((256, 4))}),
             ValueError,
             "must have the 5 features .* it has 3",
         ),
@@ -482,7 +482,7 @@ def test_targets_are_aligned_by_name(keep):
             "encoder 'random/v1'",
         ),
         (lambda a: a.obsm.update({_keys.SPATIAL: a.obsm[_keys.SPATIAL] * 1e3}), ValueError, "must be in µm"),
-        (lambda a: a.obsm.update({_keys.SPATIAL: np.ones((256, 3))}), ValueError, "must be spots × 2"),
+        (lambda a: a.obsm.update({_keys.SPATIAL: np.ones((256, 4))}), ValueError, "must be spots × 2"),
     ],
 )
 def test_unfit_inputs_are_refused_at_prediction(keep, break_it, error, message):

@@ -68,7 +68,13 @@ def raw_xy(adata: AnnData, key: str, *, rows_are: str = "spots") -> NDArray[np.f
         raise KeyError(
             f"obsm[{key!r}] does not exist; obsm has {list(adata.obsm)}. Name yours with `spatial_key=`."
         )
-    return points(adata.obsm[key], f"obsm[{key!r}]", names=adata.obs_names, rows_are=rows_are)
+    remedy = ""
+    if key == _keys.SPATIAL_UM and _keys.SPATIAL in adata.obsm:
+        remedy = (
+            f"Were only some of several objects converted before they were joined? Call `stg.pp.coordinates_in_um` again; it "
+            f"starts from obsm[{_keys.SPATIAL!r}]. Or drop these {rows_are}."
+        )
+    return points(adata.obsm[key], f"obsm[{key!r}]", names=adata.obs_names, rows_are=rows_are, remedy=remedy)
 
 
 # ----------------------------------------------------------------------------------------------------------- sections

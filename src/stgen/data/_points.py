@@ -17,7 +17,12 @@ N_ROWS_AT_ONCE = 4096
 
 
 def points(
-    value: Any, what: str, *, names: Sequence[str] | pd.Index | None = None, rows_are: str = "spots"
+    value: Any,
+    what: str,
+    *,
+    names: Sequence[str] | pd.Index | None = None,
+    rows_are: str = "spots",
+    remedy: str = "",
 ) -> NDArray[np.float64]:
     """X and y, (n, 2) float64, of an array or a table; a constant third column is dropped, and said.
 
@@ -32,8 +37,10 @@ def points(
         Names of the rows, for messages.
     rows_are
         What rows are, for messages.
+    remedy
+        What to do about missing places; by default, to drop the rows.
     """
-    value = x_and_y(value, what)
+    value = x_and_y(value, what, depth=True)
     array = value.toarray() if sparse.issparse(value) else np.asarray(value)
     if array.ndim != 2 or array.shape[1] not in (2, 3):
         raise ValueError(f"{what} must be {rows_are} × 2 (x, y); its shape is {array.shape}.")
@@ -47,7 +54,7 @@ def points(
         which = "" if names is None else f", such as {some(np.asarray(names, dtype=object)[bad])}"
         raise ValueError(
             f"{what} must be finite; {int(bad.sum())} of {len(xy)} {rows_are} have NaN or infinite "
-            f"coordinates{which}. Drop these {rows_are}."
+            f"coordinates{which}. {remedy or f'Drop these {rows_are}.'}"
         )
     return xy
 

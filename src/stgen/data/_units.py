@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 
 from stgen import _keys
 from stgen._scale_record import ScaleRecord
-from stgen._warn import warn
+from stgen._warn import number, warn
 
 from ._names import some
 from ._points import points
@@ -355,6 +355,16 @@ def check_units(
     record = _valid_record(adata, key, xy)
     _check_not_left_behind(adata, key, xy, record)
     is_claimed = record is not None or key == _keys.SPATIAL_UM
+    if (
+        not is_claimed
+        and key == _keys.SPATIAL
+        and _keys.TILE_SPEC in adata.uns
+        and not list(_of_the_slide(adata))
+    ):
+        raise ValueError(
+            f"obsm[{key!r}] must be in µm; uns[{_keys.TILE_SPEC!r}] says that these are corners of tiles, in pixels of a slide "
+            "whose pixel size is not known. Give it to `stg.pp.coordinates_in_um(adata, um_per_unit=…)`."
+        )
     section = np.full(len(xy), "") if names is None else names
     grids: dict[str, Grid] = {}
     for name in np.unique(section):
@@ -425,8 +435,8 @@ def _check_pitch(
         )
     if not LEAST_PITCH_UM <= pitch <= LARGEST_PITCH_UM:
         raise ValueError(
-            f"obsm[{key!r}] must be in µm; the median distance between neighbouring {rows_are}{_of(name)} is "
-            f"{pitch:.4g}, outside {LEAST_PITCH_UM:g}–{LARGEST_PITCH_UM:g} µm, so these look like pixels or another unit. "
+            f"obsm[{key!r}] must be in µm; the median distance between neighbouring {rows_are} is "
+            f"{number(pitch, LEAST_PITCH_UM, LARGEST_PITCH_UM)}{_of(name)}, outside {LEAST_PITCH_UM:g}–{LARGEST_PITCH_UM:g} µm, so these look like pixels or another unit. "
             f"{REMEDY}"
         )
     if not is_claimed and pitch < 1.5 and len(xy) > 8 and (xy == np.round(xy)).all():

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from stgen import _keys
 from stgen._docs import shared_doc
 from stgen._scale_record import ScaleRecord
-from stgen._warn import warn
+from stgen._warn import number, warn
 from stgen.data._names import some
 from stgen.data._places import library_column, raw_xy, section_names
 from stgen.data._units import (
@@ -255,7 +255,7 @@ def check_pitch(xy_um: NDArray[np.float64], scale: float, key: str, name: str) -
     if np.isfinite(pitch) and not LEAST_PITCH_UM <= pitch <= LARGEST_PITCH_UM:
         raise ValueError(
             f"With {scale:.4g} µm per unit, neighbouring spots of obsm[{key!r}] would be "
-            f"{pitch:.4g} µm apart{_of(name)}; plausible are {LEAST_PITCH_UM:g} to {LARGEST_PITCH_UM:g} "
+            f"{number(pitch, LEAST_PITCH_UM, LARGEST_PITCH_UM)} µm apart{_of(name)}; plausible are {LEAST_PITCH_UM:g} to {LARGEST_PITCH_UM:g} "
             f"µm. Check the scale, or give {PITCH_HINT}."
         )
 

@@ -401,7 +401,7 @@ BAD = {
     "places in 3-D": (
         put("obsm", _keys.SPATIAL, lambda a: np.c_[a, a[:, 0]]),
         ValueError,
-        r"must be spots × 2 \(x, y in µm\); its shape is \(196, 3\)",
+        r"must be spots × 2 \(x, y\); its shape is \(196, 3\)",
     ),
     "places with nan": (
         put("obsm", _keys.SPATIAL, with_nan),
@@ -413,7 +413,11 @@ BAD = {
         ValueError,
         "must be in µm; the median distance between neighbouring spots is .* `stg.pp.coordinates_in_um`",
     ),
-    "a scale not applied": (forget_scale, ValueError, "one unit is 0.5 µm, and no conversion is recorded"),
+    "a scale not applied": (
+        forget_scale,
+        ValueError,
+        r"one unit of section 's1' is 0.5 µm .*, and no conversion is recorded",
+    ),
     "repeated genes": (repeat_gene, ValueError, "Gene names must be unique; 1 repeat: A"),
     "repeated spots": (repeat_spot, ValueError, "Spot names must be unique; 1 repeat: x"),
     "no split column": (drop("obs", _keys.SPLIT), KeyError, r"obs\['split'\] does not exist; obs has"),

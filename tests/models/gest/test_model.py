@@ -341,7 +341,10 @@ PLACES = {
     "nothing": ({}, r"Say which cells to generate with `mask`, or give new `places`, and not both"),
     "both": ({"mask": "hidden", "places": [[0.0, 0.0]]}, r"and not both"),
     "NaN": ({"places": [[0.0, np.nan]], "sections": "s1"}, r"`places` must be finite coordinates in µm"),
-    "three axes": ({"places": [[0.0, 0.0, 0.0, 0.0]], "sections": "s1"}, r"places × 2.*its shape is \(1, 4\)"),
+    "three axes": (
+        {"places": [[0.0, 0.0, 0.0, 0.0]], "sections": "s1"},
+        r"places × 2.*its shape is \(1, 4\)",
+    ),
     "no place": ({"places": np.zeros((0, 2)), "sections": "s1"}, r"`places` must be finite coordinates"),
     "no section": (
         {"places": [[0.0, 0.0]]},

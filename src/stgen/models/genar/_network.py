@@ -440,8 +440,6 @@ def _spread_levels(key: Tensor, n_tokens: int, n_paths: int, seed: int) -> Tenso
 
 def _sample(batches: Iterable[Batch]) -> Tensor:
     """Counts of training spots, evenly spread where there are many."""
-    n = sum(len(batch["index"]) for batch in batches)
-    step = max(1, n // PREPARE_ROWS)
-    rows = torch.arange(n) % step == 0
-    sizes = [len(batch["index"]) for batch in batches]
+    sizes = [len(batch["counts"]) for batch in batches]
+    rows = torch.arange(sum(sizes)) % max(1, sum(sizes) // PREPARE_ROWS) == 0
     return gathered((b["counts"][r] for b, r in zip(batches, rows.split(sizes))), int(rows.sum()))
