@@ -103,7 +103,7 @@ def test_a_scale_by_section_in_uns_is_read_section_by_section():
 def test_one_section_in_pixels_does_not_hide_behind_many_in_um():
     xy = np.r_[square(), square(), square() * 20]
     adata = table(xy, section=np.repeat(["a", "b", "c"], 49))
-    with pytest.raises(ValueError, match="of section 'c' is 2000, outside 1–1000 µm"):
+    with pytest.raises(ValueError, match="is 2000 in section 'c', outside 1–1000 µm"):
         read_places(adata, library_key="section")
 
 

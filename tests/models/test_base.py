@@ -472,7 +472,7 @@ def test_targets_are_aligned_by_name(keep):
             r"obsm\['X_histology'\] does not exist; obsm has \['spatial'\]",
         ),
         (
-            lambda a: a.obsm.update({_keys.HISTOLOGY: np.ones((256, 4))}),
+            lambda a: a.obsm.update({_keys.HISTOLOGY: np.ones((256, 3))}),
             ValueError,
             "must have the 5 features .* it has 3",
         ),

@@ -436,7 +436,7 @@ def _check_pitch(
     if not LEAST_PITCH_UM <= pitch <= LARGEST_PITCH_UM:
         raise ValueError(
             f"obsm[{key!r}] must be in µm; the median distance between neighbouring {rows_are} is "
-            f"{number(pitch, LEAST_PITCH_UM, LARGEST_PITCH_UM)}{_of(name)}, outside {LEAST_PITCH_UM:g}–{LARGEST_PITCH_UM:g} µm, so these look like pixels or another unit. "
+            f"{number(pitch, LEAST_PITCH_UM, LARGEST_PITCH_UM)}{_of(name).replace(' of', ' in')}, outside {LEAST_PITCH_UM:g}–{LARGEST_PITCH_UM:g} µm, so these look like pixels or another unit. "
             f"{REMEDY}"
         )
     if not is_claimed and pitch < 1.5 and len(xy) > 8 and (xy == np.round(xy)).all():
