@@ -21,7 +21,7 @@ def test_the_smallest_line_is_measured_in_a_process_of_its_own(benchmark: Module
 
 
 def test_its_tissue_is_sparse_and_its_neighbours_are_a_pitch_apart(benchmark: ModuleType) -> None:
-    from stgen.data._units import spot_pitch
+    from stgen.data._spacing import spot_pitch
 
     adata = benchmark.tissue(400, 30, n_features=5, pitch_um=12.0)
     assert sparse.issparse(adata.X) and (adata.X.data == np.floor(adata.X.data)).all()

@@ -24,7 +24,8 @@ from stgen.data._fields import (
     field_from,
 )
 from stgen.data._names import looks_like_ensembl, spelling_hint
-from stgen.data._units import check_units, spot_pitch
+from stgen.data._spacing import spot_pitch
+from stgen.data._units import check_units
 
 
 def grid(side=6, pitch=100.0):

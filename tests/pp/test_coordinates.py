@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import stgen as stg
-from stgen.data._units import grid_of
+from stgen.data._spacing import grid_of
 
 
 @pytest.fixture

@@ -28,8 +28,9 @@ from stgen._warn import number, share, warn
 from ._names import align_genes, check_unique, some
 from ._places import Places, library_column, places_and_grids, read_places, um_slot
 from ._points import finite_rows
+from ._spacing import Grid, pitch_facts
 from ._splits import read_split
-from ._units import Grid, compare_with_training, pitch_facts
+from ._units import compare_with_training
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -18,7 +18,8 @@ from stgen._labels import full_column
 from stgen._scale_record import ScaleRecord
 
 from ._points import points
-from ._units import Grid, check_units
+from ._spacing import Grid
+from ._units import check_units
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -19,18 +19,17 @@ from stgen._scale_record import ScaleRecord
 from stgen._warn import number, warn
 from stgen.data._names import some
 from stgen.data._places import library_column, raw_xy, section_names
-from stgen.data._units import (
-    LARGEST_PITCH_UM,
-    LEAST_PITCH_UM,
+from stgen.data._spacing import grid_of
+from stgen.data._unit_evidence import (
     SCALE_SLACK,
     VISIUM_DIAMETERS_UM,
     Evidence,
-    grid_of,
     half_tile_um,
     hinted,
     measured,
     told,
 )
+from stgen.data._units import LARGEST_PITCH_UM, LEAST_PITCH_UM
 
 from ._editing import check_adata, editable
 

@@ -15,8 +15,10 @@ from stgen._docs import shared_doc
 from stgen._scale_record import ScaleRecord
 from stgen.data._names import some
 from stgen.data._places import library_column, raw_xy, section_names, um_slot
+from stgen.data._spacing import grid_of
 from stgen.data._tiles import all_blank, warn_of_blank
-from stgen.data._units import SCALE_SLACK, check_units, grid_of
+from stgen.data._unit_evidence import SCALE_SLACK
+from stgen.data._units import check_units
 
 from ._coordinates import LARGEST_PITCH_UM, LEAST_PITCH_UM, Scale, find_scales, given_scale
 from ._editing import check_adata, editable

@@ -22,7 +22,7 @@ from scipy.spatial import cKDTree
 
 from stgen.baselines import GaussianProcess, unseen_squares
 from stgen.baselines._places import spacing
-from stgen.data._units import spot_pitch
+from stgen.data._spacing import spot_pitch
 
 from ._generation import Cells
 from ._surface import Surface
