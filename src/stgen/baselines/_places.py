@@ -559,7 +559,7 @@ class CoordinateMLP(PlaceBaseline):
         self.max_epochs, self.patience = max_epochs, patience
 
     def _fit(self) -> None:
-        from stgen.train._random import global_random_state_kept, seed_from, seed_global_generators
+        from stgen.nn._random import global_random_state_kept, seed_from, seed_global_generators
 
         self._trained: dict[str, tuple[int, list[Any]]] = {}
         with global_random_state_kept():

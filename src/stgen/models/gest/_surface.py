@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stgen.train._random import global_random_state_kept, seed_from, seed_global_generators
+from stgen.nn._random import global_random_state_kept, seed_from, seed_global_generators
 
 N_OCTAVES, WIDTH = 2, 128
 """Octaves of plane waves, from the section's size downwards, and width of the two hidden layers."""
