@@ -51,9 +51,9 @@ def cautious(gain: Any, size: Any, *, n_errors: float, times: float = 1.0, most:
     times, most
         What the rest is multiplied by, and the largest weight.
     """
-    total = max(float(size.sum()), NOTHING)
-    weight = float(gain.sum()) / total
-    error = float(((gain - weight * size) ** 2).sum() ** 0.5) / total
+    total = size.sum().clip(min=NOTHING)
+    weight = float(gain.sum() / total)
+    error = float(((gain - weight * size) ** 2).sum() ** 0.5 / total)
     return min(max(times * (weight - n_errors * error), 0.0), most)
 
 

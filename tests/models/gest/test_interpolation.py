@@ -7,7 +7,7 @@ import pytest
 
 from stgen.baselines import GaussianProcess, unseen_squares
 from stgen.models.gest._generation import Cells
-from stgen.models.gest._interpolation import Interpolation, inverse_distance, learned_share, squares_like
+from stgen.models.gest._interpolation import Interpolation, inverse_distance, squares_like
 from stgen.models.gest._surface import Surface
 
 N, SIDE = 400, 600.0
@@ -96,17 +96,6 @@ def test_the_surface_is_silent_where_it_is_too_smooth_to_follow():
     share, answer, xy, _ = interpolation(x, fine(cells_of(N).xy), fine)
     assert share < 0.2
     assert np.square(answer - fine(xy)).mean() < 0.02
-
-
-def test_a_share_is_believed_less_a_standard_error():
-    size, rng = np.ones(400), np.random.default_rng(0)
-    assert learned_share(0.1 * size, size) == pytest.approx(0.3)
-    assert learned_share(0.4 * size, size) == 0.5
-    assert learned_share(-0.1 * size, size) == 0
-    noisy = 0.1 + rng.normal(0, 1, 400)
-    share = noisy.mean()
-    assert learned_share(noisy, size) == pytest.approx(3 * (share - noisy.std() / 20), rel=1e-6)
-    assert learned_share(noisy[:20] - noisy[:20].mean() + 0.1, size[:20]) == 0
 
 
 def test_what_is_unexplained_is_carried_to_places():

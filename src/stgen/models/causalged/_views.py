@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import nnls
 
 from ._reference import Reference
 
@@ -201,11 +200,3 @@ def left_out_views(
         for number, view in enumerate(predictor.views(spots)):
             out[number][:, part] = standard_view(view)
     return out
-
-
-def fitted_weights(views: Floats, truth: Floats) -> NDArray[np.float64]:
-    """(V,) non-negative weights of standardised views (V, s, w) for standardised truth (s, w), by least squares."""
-    flat, goal = views.reshape(len(views), -1).astype(np.float64), truth.ravel().astype(np.float64)
-    square, product = flat @ flat.T / len(goal), flat @ goal / len(goal)
-    root = np.linalg.cholesky(square + 1e-6 * (np.trace(square) + 1e-12) * np.eye(len(square)))
-    return np.asarray(nnls(root.T, np.linalg.solve(root, product))[0])

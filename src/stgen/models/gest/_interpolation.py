@@ -23,6 +23,7 @@ from scipy.spatial import cKDTree
 from stgen.baselines import GaussianProcess, unseen_squares
 from stgen.baselines._places import spacing
 from stgen.data._units import spot_pitch
+from stgen.experts._weight import cautious
 
 from ._generation import Cells
 from ._surface import Surface
@@ -77,22 +78,6 @@ def squares_like(cells: np.ndarray, places: np.ndarray) -> tuple[int, float]:
     size, n = max(1.0, (max(depth, 0.0) / 0.146) ** 2), len(cells)
     n_squares = max(1, int(min(SHARE * n, N_OUT) / size))
     return n_squares, min(n_squares * size / n, MOST_OUT)
-
-
-def learned_share(agreed: np.ndarray, size: np.ndarray) -> float:
-    """The surface's share by least squares over cells that were left out, less a standard error.
-
-    Parameters
-    ----------
-    agreed
-        (n,) of each cell, the product of what the surface says more and what is there more than the answer without it.
-    size
-        (n,) the square of what the surface says more.
-    """
-    total = max(float(size.sum()), 1e-12)
-    share = float(agreed.sum()) / total
-    error = float(np.linalg.norm(agreed - share * size)) / total
-    return min(max(FLATTERY * (share - error), 0.0), MOST_SHARE)
 
 
 class Interpolation:
@@ -170,6 +155,8 @@ class Interpolation:
             gap = surface.at(xy[out], number) - answer
             agreed.append((gap * (self._z[out] - answer)).sum(axis=1))
             size.append(np.square(gap).sum(axis=1))
-        share = learned_share(np.concatenate(agreed), np.concatenate(size))
+        share = cautious(
+            np.concatenate(agreed), np.concatenate(size), n_errors=1, times=FLATTERY, most=MOST_SHARE
+        )
         gap = surface.at(at) - carried @ self.components.T
         return share, carried + share * gap @ self.components
