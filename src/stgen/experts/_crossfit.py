@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple, final
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,6 @@ class CrossFitted(nn.Module, ABC):
     def member(self, inputs: Tensor, f: int) -> Tensor:
         """What the member fitted without fold ``f`` answers (B, Y); the one fitted on all is number S."""
 
-    @final
     def forward(self, inputs: Tensor, fold: Tensor | None = None) -> Tensor:
         """``fold`` (B,) asks, of each row, the member fitted without it; without ``fold`` the one fitted on all."""
         if fold is None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from stgen.baselines import GaussianProcess, unseen_squares
+from stgen.experts._coordinate_mlp import CoordinatePerceptrons
 from stgen.models.gest._generation import Cells
 from stgen.models.gest._interpolation import Interpolation, inverse_distance, squares_like
-from stgen.models.gest._surface import Surface
 
 N, SIDE = 400, 600.0
 
@@ -52,13 +52,13 @@ def test_a_surface_is_stopped_by_the_cells_it_never_learns_from():
     xy = cells_of(N).xy
     z = np.sin(4 * xy / SIDE) + np.random.default_rng(1).normal(0, 0.3, (N, 2))
     left_out = [unseen_squares(xy, None, 20, 0.1, seed) >= 0 for seed in range(2)]
-    surface = Surface(xy, z, left_out)
+    surface = CoordinatePerceptrons(n_octaves=2, patience=10).fit(xy, z, left_out, [0, 1])
     truth = np.sin(4 * xy / SIDE)
     for number, is_out in enumerate(left_out):
-        error = np.square(surface.at(xy[is_out], number) - truth[is_out]).mean()
+        error = np.square(surface.predict(xy[is_out], number) - truth[is_out]).mean()
         assert error < 0.2 * truth[is_out].var()
-    both = np.mean([surface.at(xy, number) for number in range(2)], axis=0)
-    np.testing.assert_allclose(surface.at(xy), both, rtol=1e-5, atol=1e-6)
+    both = np.mean([surface.predict(xy, number) for number in range(2)], axis=0)
+    np.testing.assert_allclose(surface.predict(xy), both, rtol=1e-5, atol=1e-6)
 
 
 def interpolation(x, explained, network, beyond=False):
