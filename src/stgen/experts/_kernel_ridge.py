@@ -27,4 +27,4 @@ def likeness(correlation: NDArray[Any], steepness: float | None = None) -> NDArr
 
 def coefficients(among: Floats, to_wanted: Floats, penalty: float) -> Floats:
     """(m, w) how much of each measured pattern a wanted pattern takes, from kernels (m, m) and (m, w)."""
-    return np.linalg.solve(among + penalty * np.eye(len(among)), to_wanted)
+    return np.asarray(np.linalg.solve(among + penalty * np.eye(len(among)), to_wanted))
