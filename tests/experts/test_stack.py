@@ -8,7 +8,7 @@ from sklearn.linear_model import Ridge
 from stgen.experts._crossfit import without_patches
 from stgen.experts._ridge import PENALTIES, CrossFittedRidge
 from stgen.experts._stack import Experts
-from stgen.nn._folds import N_FOLDS
+from stgen.nn._network import N_FOLDS
 
 N, F, Y = 300, 5, 3
 

@@ -11,7 +11,7 @@ from stgen.experts import _ridge
 from stgen.experts._ridge import PENALTIES, CrossFittedRidge
 from stgen.models.genst._config import GenSTConfig
 from stgen.models.genst._parts import TokenAutoencoder
-from stgen.nn._folds import N_FOLDS
+from stgen.nn._network import N_FOLDS
 from stgen.nn._rows import gathered, leading_axes
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
@@ -108,13 +109,6 @@ def _squares_of_section(xy: Floats, n_squares: int, share: float, rng: np.random
         centre, half = np.vstack([centre, xy[cell]]), np.append(half, side)
         n_inside += len(inside)
     return label
-
-
-class LeftOut(NamedTuple):
-    """Training cells of one section without some squares, and the cells of these squares."""
-
-    seen: Ints
-    asked: Ints
 
 
 class Surface(NamedTuple):
@@ -224,22 +218,22 @@ class PlaceBaseline(ABC):
     def _predict(self, name: str, xy: Floats) -> Floats:
         """Answer for places of one section."""
 
-    def _rounds(self, surface: Surface) -> Iterator[LeftOut]:
-        """Squares of one section's training cells, drawn again and again."""
+    def _rounds(self, surface: Surface) -> Iterator[NDArray[np.bool_]]:
+        """Which of one section's training cells lie in squares, drawn again and again."""
         for number in range(self.n_rounds):
             seed = int(np.random.SeedSequence([self.random_state, number, 1]).generate_state(1)[0])
             is_out = unseen_squares(surface.xy, None, self.n_squares, self.share, seed) >= 0
             if is_out.any() and not is_out.all():
-                yield LeftOut(np.flatnonzero(~is_out), np.flatnonzero(is_out))
+                yield is_out
 
     def _errors(self, answers: Callable[[Surface, Floats], Iterator[Floats]], n_options: int) -> Floats:
         """Summed squared error of each option on left-out squares, options × genes, over all sections."""
         error = np.zeros((n_options, self._n_genes))
         for surface in self._surfaces.values():
-            for seen, asked in self._rounds(surface):
-                known = Surface(surface.xy[seen], surface.values[seen])
-                for option, answer in enumerate(answers(known, surface.xy[asked])):
-                    error[option] += ((answer - surface.values[asked]) ** 2).sum(axis=0)
+            for is_out in self._rounds(surface):
+                known = Surface(surface.xy[~is_out], surface.values[~is_out])
+                for option, answer in enumerate(answers(known, surface.xy[is_out])):
+                    error[option] += ((answer - surface.values[is_out]) ** 2).sum(axis=0)
         return error
 
 
@@ -279,11 +273,8 @@ class NearestCells(PlaceBaseline):
         self.options = tuple(sorted(options))
 
     def _fit(self) -> None:
-        error = self._errors(self._by_option, len(self.options)).sum(axis=1)
-        self.k_ = self.options[int(np.argmin(error))]
-
-    def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
-        yield from nearest_means(known, xy, self.options)
+        error = self._errors(partial(nearest_means, ks=self.options), len(self.options))
+        self.k_ = self.options[int(np.argmin(error.sum(axis=1)))]
 
     def _predict(self, name: str, xy: Floats) -> Floats:
         return next(nearest_means(self._surfaces[name], xy, (self.k_,)))
@@ -333,12 +324,8 @@ class InverseDistance(PlaceBaseline):
         self.options = tuple(Falloff(power, n) for n in n_cells for power in powers)
 
     def _fit(self) -> None:
-        self.choice_ = self.options[
-            int(np.argmin(self._errors(self._by_option, len(self.options)).sum(axis=1)))
-        ]
-
-    def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
-        yield from inverse_distance(known, xy, self.options)
+        error = self._errors(partial(inverse_distance, options=self.options), len(self.options))
+        self.choice_ = self.options[int(np.argmin(error.sum(axis=1)))]
 
     def _predict(self, name: str, xy: Floats) -> Floats:
         return next(inverse_distance(self._surfaces[name], xy, (self.choice_,)))
@@ -497,7 +484,7 @@ class CoordinateMLP(PlaceBaseline):
 
         self._perceptrons: dict[str, CoordinatePerceptrons] = {}
         for name, surface in self._surfaces.items():
-            left_out = [np.isin(np.arange(len(surface.xy)), asked) for _, asked in self._rounds(surface)]
+            left_out = list(self._rounds(surface))
             seeds = [seed_from(self.random_state, "coordinates", number) for number in range(len(left_out))]
             tried = [
                 CoordinatePerceptrons(

@@ -21,8 +21,7 @@ from scipy import sparse
 from torch import Tensor
 
 from stgen._labels import read_labels
-from stgen.nn._folds import N_FOLDS
-from stgen.nn._network import Batch
+from stgen.nn._network import N_FOLDS, Batch
 
 from ._fields import CoordinatesField, CountsField, Field, HistologyField, PatientField, SplitField
 from ._patches import patches

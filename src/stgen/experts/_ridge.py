@@ -21,9 +21,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from ..nn._folds import N_FOLDS
 from ..nn._moments import Moments, PatchSums
-from ..nn._network import Batch, Each
+from ..nn._network import N_FOLDS, Batch, Each
 from ..nn._positions import periods, plane_waves
 from ..nn._rows import leading_axes
 from ._crossfit import CrossFitted

@@ -19,9 +19,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..nn._folds import N_FOLDS
 from ..nn._kmeans import rows_at_once
-from ..nn._network import Batch
+from ..nn._network import N_FOLDS, Batch
 from ._crossfit import Expert, SpatialBlocks, without_patches
 from ._mlp import Perceptrons
 from ._retrieval import Retrieval

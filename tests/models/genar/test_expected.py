@@ -7,7 +7,7 @@ from stgen.experts._crossfit import SpatialBlocks
 from stgen.experts._mlp import Perceptrons
 from stgen.experts._weight import agreement, stacking
 from stgen.models.genar._expected import ExpectedCounts, composition
-from stgen.nn._folds import N_FOLDS
+from stgen.nn._network import N_FOLDS
 
 F, G, N = 6, 8, 240
 

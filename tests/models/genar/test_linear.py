@@ -12,7 +12,7 @@ from stgen.experts import _ridge
 from stgen.experts._ridge import PENALTIES, PLACE_SCALES
 from stgen.models.genar._expected import ExpectedCounts, composition
 from stgen.nn._counts import normalized
-from stgen.nn._folds import N_FOLDS
+from stgen.nn._network import N_FOLDS
 
 N, F, G = 240, 6, 9
 

@@ -28,8 +28,7 @@ from torch import Tensor, nn
 from ...experts._stack import Experts
 from ...nn._counts import composition, negative_binomial_slope, negative_binomial_table, normalized
 from ...nn._distribution import Prediction
-from ...nn._folds import fold_of
-from ...nn._network import Batch, Each, Loss, Network
+from ...nn._network import Batch, Each, Loss, Network, fold_of
 from ...nn._noise import keyed_uniform
 from ._config import GenSTConfig
 from ._parts import CodeProbabilities, TokenAutoencoder, contrast, perceptron
@@ -140,7 +139,7 @@ class GenSTNetwork(Network):
             "features": self.image.decode(self._image_tokens(batch)),
             "xy": batch["xy"],
             "targets": torch.cat([_log_total(batch), self._expression(batch)], dim=-1),
-            "fold": fold_of(batch["unit"]),
+            "fold": fold_of(batch),
             "patch": batch["patch"],
         }
 
@@ -196,7 +195,7 @@ class GenSTNetwork(Network):
         gradient: the encoder would make tokens easy to expect by making them small.
         """
         features = self.image.decode(tokens)
-        answer = self.experts.answers(features, batch["xy"], fold_of(batch["unit"]) if held_out else None)
+        answer = self.experts.answers(features, batch["xy"], fold_of(batch) if held_out else None)
         return answer[:, 0], self.expression.encode(answer[:, 1:])
 
     def _translate(self, tokens: Tensor, batch: Batch, *, held_out: bool = False) -> Translated:
