@@ -307,7 +307,7 @@ class RidgeWithPlace(HistologyBaseline):
     needs_histology = True
 
     def _fit(self, rows: Any, y: np.ndarray) -> None:
-        from stgen.nn._linear import PENALTIES, PLACE_SCALES
+        from stgen.experts._ridge import PENALTIES, PLACE_SCALES
 
         features = rows.histology.astype(np.float64)
         self.mean_, self.sd_ = features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6)
@@ -345,10 +345,10 @@ def waves_of_place(xy: np.ndarray, extent: float) -> np.ndarray:
     """The plane waves that GenAR is given, for places measured from their section's centre."""
     import torch
 
-    from stgen.nn._linear import N_PERIODS, LinearPath
+    from stgen.experts._ridge import N_PERIODS, CrossFittedRidge
     from stgen.nn._positions import periods
 
-    path = LinearPath(1, (1,))
+    path = CrossFittedRidge(1, (1,))
     path.period.copy_(periods(N_PERIODS, 0.4 * extent, 4 * extent))
     return path.waves(torch.from_numpy(xy.astype(np.float32))).numpy().astype(np.float64)
 

@@ -571,7 +571,7 @@ def quiet(seed: int) -> Iterator[None]:
 
     import scvi
 
-    from stgen.train import global_random_state_kept
+    from stgen.nn._random import global_random_state_kept
 
     loggers = [logging.getLogger(name) for name in ("scvi", "lightning.pytorch")]
     levels = [logger.level for logger in loggers]

@@ -32,7 +32,7 @@ from stgen import _keys
 from stgen.data._fields import CoordinatesField, CountsField, HistologyField, SplitField
 from stgen.data._tiles import TilesField
 from stgen.models._base import Example, STModel
-from stgen.train._random import global_random_state_kept, seed_global_generators
+from stgen.nn._random import global_random_state_kept, seed_global_generators
 
 __all__ = ["CHECKS", "BrokenPromiseError", "Example", "check_model"]
 

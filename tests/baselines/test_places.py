@@ -16,7 +16,8 @@ from stgen.baselines import (
     place_baselines,
     unseen_squares,
 )
-from stgen.baselines._places import Falloff, Kernel, Surface, _Inducing, spacing, spread
+from stgen.baselines._places import Falloff, Surface
+from stgen.experts._gaussian_process import InducingProcess, Kernel, spacing, spread
 
 FAST = {"n_rounds": 2}
 
@@ -125,7 +126,7 @@ def test_knn_and_inverse_distance_equal_a_search_of_all_pairs():
 def test_gp_with_all_cells_inducing_is_the_exact_gp(shape):
     xy, _, values = surface(120)
     kernel, noise = Kernel(shape, 3.0, 4.0), 0.5
-    process = _Inducing(Surface(xy, values), kernel, 128)
+    process = InducingProcess(xy, values, kernel, 128)
     asked = np.random.default_rng(1).uniform(0, 1000, (10, 2))
     unit = spacing(xy) * 3.0 * np.array([0.5, 2.0])
 

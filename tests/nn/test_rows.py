@@ -7,10 +7,11 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from stgen.experts import _ridge
+from stgen.experts._ridge import PENALTIES, CrossFittedRidge
 from stgen.models.genst._config import GenSTConfig
 from stgen.models.genst._parts import TokenAutoencoder
-from stgen.nn import _linear
-from stgen.nn._linear import N_FOLDS, PENALTIES, LinearPath
+from stgen.nn._network import N_FOLDS
 from stgen.nn._rows import gathered, leading_axes
 
 
@@ -75,27 +76,27 @@ def test_wide_features_give_the_ridge_on_the_features_themselves(n, n_features, 
     made, whole = batches(n, n_features)
     new = batches(20, n_features, seed=1)[1]
     for penalty in (PENALTIES[0], PENALTIES[-1]):
-        monkeypatch.setattr(_linear, "PENALTIES", [penalty])
-        path = LinearPath(n_features, (3,), use_place=False)
+        monkeypatch.setattr(_ridge, "PENALTIES", [penalty])
+        path = CrossFittedRidge(n_features, (3,), use_place=False)
         path.fit(made)
         scaled = path.standardised(whole["features"]).double().numpy()
         slow = Ridge(alpha=penalty, solver="cholesky").fit(scaled, whole["targets"].double().numpy())
         expected = slow.predict(path.standardised(new["features"]).double().numpy())
-        answer = path.answers(path.inputs(new["features"], new["xy"]))
+        answer = path(path.inputs(new["features"], new["xy"]))
         np.testing.assert_allclose(answer, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_more_spots_and_features_than_axes_give_the_ridge_on_the_leading_axes(monkeypatch):
-    monkeypatch.setattr(_linear, "N_COMPONENTS", 20)
-    monkeypatch.setattr(_linear, "PENALTIES", [1.0])
+    monkeypatch.setattr(_ridge, "N_COMPONENTS", 20)
+    monkeypatch.setattr(_ridge, "PENALTIES", [1.0])
     for n in (50, 200):  # fewer spots than features, and more
         made, whole = batches(n, 100)
-        path = LinearPath(100, (3,), use_place=False)
+        path = CrossFittedRidge(100, (3,), use_place=False)
         path.fit(made)
         x = path.standardised(whole["features"]).double()
         axes = torch.linalg.svd(x - x.mean(0), full_matrices=False).Vh[:20].T
         slow = Ridge(alpha=1.0).fit((x @ axes).numpy(), whole["targets"].double().numpy())
-        answer = path.answers(path.inputs(whole["features"], whole["xy"]))
+        answer = path(path.inputs(whole["features"], whole["xy"]))
         expected = slow.predict((x @ axes).numpy())
         np.testing.assert_allclose(answer, expected, atol=1e-4 * np.abs(expected).max())
 
@@ -109,7 +110,7 @@ def test_of_few_spots_no_square_of_the_features_is_made(monkeypatch):
         return eigh(square)
 
     monkeypatch.setattr(torch.linalg, "eigh", watched)
-    LinearPath(2000, (3,)).fit(batches(40, 2000)[0])
+    CrossFittedRidge(2000, (3,)).fit(batches(40, 2000)[0])
     with torch.random.fork_rng():
         torch.manual_seed(0)
         autoencoder = TokenAutoencoder(2000, 4, 8, 8, GenSTConfig())

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stgen.train import TrainingOptions, seed_from
+from stgen.nn._random import seed_from
+from stgen.train import TrainingOptions
 from stgen.train._options import learning_rate
 
 

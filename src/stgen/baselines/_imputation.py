@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from stgen._by_name import join_columns, join_rows
+from stgen.experts._kernel_ridge import coefficients, likeness
 
 Floats = NDArray[np.float64]
 
@@ -282,13 +283,11 @@ class GeneKernelRidge(ImputationBaseline):
 
     def _fit(self, spatial: Floats, measured: Floats, wanted: Floats, types: NDArray[Any] | None) -> None:
         self._spatial, profile = standardised(spatial), standardised(measured)
-        among = self._alike(profile.T @ profile / len(profile))
-        to_wanted = self._alike(profile.T @ standardised(wanted) / len(profile))
-        self.weights_ = np.linalg.solve(among + self.penalty * np.eye(len(among)), to_wanted)
+        steepness = None if self.kernel == "linear" else 1.0
+        among = likeness(profile.T @ profile / len(profile), steepness)
+        to_wanted = likeness(profile.T @ standardised(wanted) / len(profile), steepness)
+        self.weights_ = coefficients(among, to_wanted, self.penalty)
         """Measured genes × wanted genes: how much of each measured pattern a wanted pattern takes."""
-
-    def _alike(self, correlation: Floats) -> Floats:
-        return correlation if self.kernel == "linear" else np.exp(correlation - 1)
 
     def _predict(self) -> Floats:
         return self._in_units_of_the_reference(self._spatial @ self.weights_)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stgen.train._random import global_random_state_kept, seed_from, seed_global_generators
+from stgen.nn._random import global_random_state_kept, seed_from, seed_global_generators
 
 Rows = NDArray[np.int64]
 Build = Callable[[Rows], nn.Module]

@@ -12,16 +12,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Self, final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 from scipy.spatial import cKDTree
-from scipy.spatial.distance import cdist
 
 from stgen._by_name import join_rows, x_and_y
-from stgen.metrics._bootstrap import spatial_blocks
+from stgen.experts._gaussian_process import InducingProcess, Kernel
+from stgen.experts._inverse_distance import distance_weights, nearest
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -108,13 +109,6 @@ def _squares_of_section(xy: Floats, n_squares: int, share: float, rng: np.random
         centre, half = np.vstack([centre, xy[cell]]), np.append(half, side)
         n_inside += len(inside)
     return label
-
-
-class LeftOut(NamedTuple):
-    """Training cells of one section without some squares, and the cells of these squares."""
-
-    seen: Ints
-    asked: Ints
 
 
 class Surface(NamedTuple):
@@ -224,22 +218,22 @@ class PlaceBaseline(ABC):
     def _predict(self, name: str, xy: Floats) -> Floats:
         """Answer for places of one section."""
 
-    def _rounds(self, surface: Surface) -> Iterator[LeftOut]:
-        """Squares of one section's training cells, drawn again and again."""
+    def _rounds(self, surface: Surface) -> Iterator[NDArray[np.bool_]]:
+        """Which of one section's training cells lie in squares, drawn again and again."""
         for number in range(self.n_rounds):
             seed = int(np.random.SeedSequence([self.random_state, number, 1]).generate_state(1)[0])
             is_out = unseen_squares(surface.xy, None, self.n_squares, self.share, seed) >= 0
             if is_out.any() and not is_out.all():
-                yield LeftOut(np.flatnonzero(~is_out), np.flatnonzero(is_out))
+                yield is_out
 
     def _errors(self, answers: Callable[[Surface, Floats], Iterator[Floats]], n_options: int) -> Floats:
         """Summed squared error of each option on left-out squares, options × genes, over all sections."""
         error = np.zeros((n_options, self._n_genes))
         for surface in self._surfaces.values():
-            for seen, asked in self._rounds(surface):
-                known = Surface(surface.xy[seen], surface.values[seen])
-                for option, answer in enumerate(answers(known, surface.xy[asked])):
-                    error[option] += ((answer - surface.values[asked]) ** 2).sum(axis=0)
+            for is_out in self._rounds(surface):
+                known = Surface(surface.xy[~is_out], surface.values[~is_out])
+                for option, answer in enumerate(answers(known, surface.xy[is_out])):
+                    error[option] += ((answer - surface.values[is_out]) ** 2).sum(axis=0)
         return error
 
 
@@ -279,11 +273,8 @@ class NearestCells(PlaceBaseline):
         self.options = tuple(sorted(options))
 
     def _fit(self) -> None:
-        error = self._errors(self._by_option, len(self.options)).sum(axis=1)
-        self.k_ = self.options[int(np.argmin(error))]
-
-    def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
-        yield from nearest_means(known, xy, self.options)
+        error = self._errors(partial(nearest_means, ks=self.options), len(self.options))
+        self.k_ = self.options[int(np.argmin(error.sum(axis=1)))]
 
     def _predict(self, name: str, xy: Floats) -> Floats:
         return next(nearest_means(self._surfaces[name], xy, (self.k_,)))
@@ -291,7 +282,7 @@ class NearestCells(PlaceBaseline):
 
 def nearest_means(known: Surface, xy: Floats, ks: Sequence[int]) -> Iterator[Floats]:
     """Means over the k nearest known cells, for ascending k. A k above the number of cells means all cells."""
-    near = _nearest(known.xy, xy, max(ks))[1]
+    near = nearest(known.xy, xy, max(ks))[1]
     total, n_added = np.zeros((len(xy), known.values.shape[1])), 0
     for k in ks:
         for column in near.T[n_added : min(k, near.shape[1])]:
@@ -333,12 +324,8 @@ class InverseDistance(PlaceBaseline):
         self.options = tuple(Falloff(power, n) for n in n_cells for power in powers)
 
     def _fit(self) -> None:
-        self.choice_ = self.options[
-            int(np.argmin(self._errors(self._by_option, len(self.options)).sum(axis=1)))
-        ]
-
-    def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
-        yield from inverse_distance(known, xy, self.options)
+        error = self._errors(partial(inverse_distance, options=self.options), len(self.options))
+        self.choice_ = self.options[int(np.argmin(error.sum(axis=1)))]
 
     def _predict(self, name: str, xy: Floats) -> Floats:
         return next(inverse_distance(self._surfaces[name], xy, (self.choice_,)))
@@ -346,28 +333,11 @@ class InverseDistance(PlaceBaseline):
 
 def inverse_distance(known: Surface, xy: Floats, options: Sequence[Falloff]) -> Iterator[Floats]:
     """Weighted means of known cells. Distances below half the usual one to the nearest cell count as that half."""
-    distance, near = _nearest(known.xy, xy, max(option.n_cells for option in options))
+    distance, near = nearest(known.xy, xy, max(option.n_cells for option in options))
     closest = float(np.median(distance[:, 0])) or 1.0
-    for power, n_cells in options:
-        n = min(n_cells, near.shape[1])
-        weight = np.maximum(distance[:, :n], closest / 2) ** -power
-        weight /= weight.sum(axis=1, keepdims=True)
-        start = np.arange(0, weight.size + 1, n)
-        matrix = sparse.csr_array(
-            (weight.ravel(), near[:, :n].ravel(), start), shape=(len(xy), len(known.xy))
-        )
-        yield matrix @ known.values
-
-
-class Kernel(NamedTuple):
-    """A prior over surfaces."""
-
-    shape: str
-    """``"rbf"`` (smooth) or ``"matern"`` (3/2: rough)."""
-    scale: float
-    """Length over which values agree, in mean spacings of cells."""
-    stretch: float
-    """How much longer that is along y than along x: tissues have layers."""
+    for power, n in options:
+        weight = distance_weights(distance[:, :n], near[:, :n], len(known.xy), power=power, least=closest / 2)
+        yield weight @ known.values
 
 
 @final
@@ -439,19 +409,19 @@ class GaussianProcess(PlaceBaseline):
 
     def _by_option(self, known: Surface, xy: Floats) -> Iterator[Floats]:
         for kernel in self.kernels:
-            process = _Inducing(known, kernel, self.n_inducing)
+            process = InducingProcess(known.xy, known.values, kernel, self.n_inducing)
             features = process.features(xy)
             for noise in self.noises:
                 yield process.mean + features @ process.weights(noise)
 
-    def _weights(self, surface: Surface) -> list[tuple[_Inducing, Floats]]:
+    def _weights(self, surface: Surface) -> list[tuple[InducingProcess, Floats]]:
         """Weights of each kernel's features, averaged over the choices of each gene."""
         found = []
         for number, kernel in enumerate(self.kernels):
             options = number * len(self.noises) + np.arange(len(self.noises))
             if not np.isin(self.best_, options).any():
                 continue
-            process = _Inducing(surface, kernel, self.n_inducing)
+            process = InducingProcess(surface.xy, surface.values, kernel, self.n_inducing)
             total = 0.0
             for option, noise in zip(options, self.noises, strict=True):
                 is_among = (self.best_ == option).any(axis=0)
@@ -464,56 +434,6 @@ class GaussianProcess(PlaceBaseline):
         for process, weight in self._surface_weights[name]:
             answer += process.features(xy) @ weight
         return answer
-
-
-class _Inducing:
-    """Regression on the kernel's values at inducing cells, decomposed once for all noises."""
-
-    def __init__(self, known: Surface, kernel: Kernel, n_inducing: int) -> None:
-        self.shape = kernel.shape
-        root = np.sqrt(kernel.stretch)
-        self.unit = spacing(known.xy) * kernel.scale * np.array([1 / root, root])
-        self.centres = spread(known.xy, n_inducing)
-        value, vector = np.linalg.eigh(self._kernel(self.centres))
-        is_kept = value > 1e-7 * value[-1]
-        self.whiten = vector[:, is_kept] / np.sqrt(value[is_kept])
-        phi = self.features(known.xy)
-        self.mean = known.values.mean(axis=0)
-        self.gram, self.turn = np.linalg.eigh(phi.T @ phi)
-        self.projected = self.turn.T @ (phi.T @ (known.values - self.mean))
-
-    def features(self, xy: Floats) -> Floats:
-        return self._kernel(xy) @ self.whiten
-
-    def weights(self, noise: float) -> Floats:
-        return self.turn @ (self.projected / (np.maximum(self.gram, 0) + noise)[:, None])
-
-    def _kernel(self, xy: Floats) -> Floats:
-        scaled = cdist(xy / self.unit, self.centres / self.unit)
-        if self.shape == "rbf":
-            return np.exp(-0.5 * scaled**2)
-        scaled *= np.sqrt(3)
-        return (1 + scaled) * np.exp(-scaled)
-
-
-def spacing(xy: Floats) -> float:
-    """Mean spacing of cells: the side of the square that one cell has to itself."""
-    k = min(10, len(xy) - 1)
-    if k < 1:
-        return 1.0
-    distance = cKDTree(xy).query(xy, k=k + 1)[0][:, -1]
-    return float(np.median(distance) * np.sqrt(np.pi / k)) or 1.0
-
-
-def spread(xy: Floats, n: int) -> Floats:
-    """At most n different places, spread as cells are: the cell in the middle of each of n compact parts."""
-    places = np.unique(xy, axis=0)
-    if len(places) <= n:
-        return places
-    part = spatial_blocks(places, n_blocks=n)
-    size = np.bincount(part)[:, None]
-    middle = np.stack([np.bincount(part, weights=axis) for axis in places.T], axis=1) / size
-    return places[np.unique(cKDTree(places).query(middle)[1])]
 
 
 @final
@@ -559,95 +479,36 @@ class CoordinateMLP(PlaceBaseline):
         self.max_epochs, self.patience = max_epochs, patience
 
     def _fit(self) -> None:
-        from stgen.train._random import global_random_state_kept, seed_from, seed_global_generators
+        from stgen.experts._coordinate_mlp import CoordinatePerceptrons
+        from stgen.nn._random import seed_from
 
-        self._trained: dict[str, tuple[int, list[Any]]] = {}
-        with global_random_state_kept():
-            for name, surface in self._surfaces.items():
-                rounds = list(self._rounds(surface))
-                best = np.inf
-                for n_waves in self.n_waves:
-                    error, networks = 0.0, []
-                    for number, left_out in enumerate(rounds):
-                        seed_global_generators(seed_from(self.random_state, "coordinates", number))
-                        network, smallest = self._train(surface, left_out, n_waves)
-                        networks.append(network)
-                        error += smallest
-                    if error < best:
-                        best, self._trained[name] = error, (n_waves, networks)
-
-    def _train(self, surface: Surface, left_out: LeftOut, n_waves: int) -> tuple[Any, float]:
-        import torch
-        from torch import nn
-
-        mean, sd = surface.values.mean(axis=0), float(surface.values.std(axis=0).mean()) or 1.0
-        x = torch.from_numpy(self._waves(surface, surface.xy, n_waves))
-        goal = torch.from_numpy(((surface.values - mean) / sd).astype(np.float32))
-        seen, asked = torch.from_numpy(left_out.seen), torch.from_numpy(left_out.asked)
-        width = self.n_hidden
-        network = nn.Sequential(
-            nn.Linear(x.shape[1], width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, goal.shape[1])
-        )  # fmt: skip
-        last: Any = network[-1]
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        optimiser = torch.optim.AdamW(
-            network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
-        )
-        smallest, since, kept = np.inf, 0, {}
-        for _ in range(self.max_epochs):
-            network.train()
-            for batch in seen[torch.randperm(len(seen))].split(128):
-                optimiser.zero_grad()
-                (network(x[batch]) - goal[batch]).square().mean().backward()
-                optimiser.step()
-            network.eval()
-            with torch.no_grad():
-                error = float((network(x[asked]) - goal[asked]).square().mean())
-            since = 0 if error < smallest else since + 1
-            if error < smallest:
-                smallest = error
-                kept = {key: value.clone() for key, value in network.state_dict().items()}
-            if since >= self.patience:
-                break
-        network.load_state_dict(kept)
-        return network, smallest
+        self._perceptrons: dict[str, CoordinatePerceptrons] = {}
+        for name, surface in self._surfaces.items():
+            left_out = list(self._rounds(surface))
+            seeds = [seed_from(self.random_state, "coordinates", number) for number in range(len(left_out))]
+            tried = [
+                CoordinatePerceptrons(
+                    n_octaves=n_octaves,
+                    width=self.n_hidden,
+                    learning_rate=self.learning_rate,
+                    weight_decay=self.weight_decay,
+                    max_epochs=self.max_epochs,
+                    patience=self.patience,
+                ).fit(surface.xy, surface.values, left_out, seeds)
+                for n_octaves in self.n_waves
+            ]
+            self._perceptrons[name] = min(tried, key=lambda one: sum(one.errors))
 
     def _predict(self, name: str, xy: Floats) -> Floats:
         import torch
 
-        surface = self._surfaces[name]
-        mean, sd = surface.values.mean(axis=0), float(surface.values.std(axis=0).mean()) or 1.0
-        n_waves, networks = self._trained[name]
-        if not networks:  # too few cells to leave any out
-            return np.repeat(mean[None], len(xy), axis=0)
-        x = torch.from_numpy(self._waves(surface, xy, n_waves))
-        with torch.no_grad():
-            total = sum(network(x).numpy().astype(np.float64) for network in networks)
-        return mean + total / len(networks) * sd
-
-    @staticmethod
-    def _waves(surface: Surface, xy: Floats, n_waves: int) -> NDArray[np.float32]:
-        low, high = surface.xy.min(axis=0), surface.xy.max(axis=0)
-        unit = 2 * (xy - low) / (float((high - low).max()) or 1.0) - 1
-        parts = [unit]
-        for octave in range(n_waves):
-            angle = np.pi * 2**octave * unit
-            parts += [np.sin(angle), np.cos(angle)]
-        return np.concatenate(parts, axis=1).astype(np.float32)
+        return self._perceptrons[name].predict(xy, precision=torch.float64)
 
 
 def place_baselines(*, random_state: int = 0, **common: Any) -> list[PlaceBaseline]:
     """All of them, nulls first; ``common`` as for :class:`PlaceBaseline`."""
     kinds = (MeanProfile, NearestCells, InverseDistance, CoordinateMLP, GaussianProcess)
     return [kind(random_state=random_state, **common) for kind in kinds]
-
-
-def _nearest(known: Floats, xy: Floats, k: int) -> tuple[Floats, Ints]:
-    """Distances and row numbers of the k nearest known cells (all, if there are fewer), nearest first."""
-    k = min(k, len(known))
-    distance, near = cKDTree(known).query(xy, k=k)
-    return distance.reshape(len(xy), k), near.reshape(len(xy), k).astype(np.int64)
 
 
 def _check_places(xy: ArrayLike, section: ArrayLike | None) -> tuple[Floats, NDArray[np.str_]]:

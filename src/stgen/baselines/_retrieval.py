@@ -103,7 +103,7 @@ class ContrastiveRetrieval(HistologyBaseline):
         self.max_epochs, self.max_steps = max_epochs, max_steps
 
     def _fit(self, rows: Rows, y: Floats) -> None:
-        from stgen.train._random import global_random_state_kept
+        from stgen.nn._random import global_random_state_kept
 
         from ._contrastive import Pairs
 
@@ -140,7 +140,7 @@ class ContrastiveRetrieval(HistologyBaseline):
 
     def _libraries(self, pairs: Pairs, stops: tuple[int, ...], purpose: str) -> Iterator[tuple[int, Library]]:
         """What encoders have learned after so many epochs; each is only good until the next."""
-        from stgen.train._random import seed_from, seed_global_generators
+        from stgen.nn._random import seed_from, seed_global_generators
 
         from ._contrastive import Library, TwoEncoders, train_encoders
 

@@ -21,7 +21,7 @@ from scipy import sparse
 from torch import Tensor
 
 from stgen._labels import read_labels
-from stgen.nn._network import Batch
+from stgen.nn._network import N_FOLDS, Batch
 
 from ._fields import CoordinatesField, CountsField, Field, HistologyField, PatientField, SplitField
 from ._patches import patches
@@ -227,7 +227,7 @@ def _units(
     for codes in candidates:
         if codes is not None and len(known := np.unique(codes[train])) > 1:
             return np.searchsorted(known, codes).astype(np.int64)
-    return keys % 5
+    return keys % N_FOLDS
 
 
 def centred(xy: np.ndarray, section: np.ndarray | None) -> np.ndarray:

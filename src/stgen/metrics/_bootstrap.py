@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from stgen._by_name import join_rows, named_like, x_and_y
+from stgen._halving import halved
 
 from ._arrays import Floats, check_pair, dense, gene_blocks
 
@@ -107,13 +108,7 @@ def spatial_blocks(xy: Any, *, n_blocks: int = 16) -> Any:
     given, xy = xy, np.asarray(x_and_y(xy), dtype=np.float64)
     if xy.ndim != 2 or xy.shape[1] != 2 or len(xy) == 0:
         raise ValueError(f"Coordinates must be spots × 2; got shape {xy.shape}.")
-    parts = [np.arange(len(xy))]
-    while 2 * len(parts) <= n_blocks and min(map(len, parts)) >= 4:
-        parts = [half for part in parts for half in _halves(xy, part)]
-    label = np.empty(len(xy), dtype=np.int64)
-    for number, part in enumerate(parts):
-        label[part] = number
-    return named_like(label, given)
+    return named_like(halved(xy, n_blocks), given)
 
 
 def pearson_draws(truth: Any, prediction: Any, blocks: ArrayLike, weights: Floats) -> Floats:
@@ -148,12 +143,6 @@ def pearson_draws(truth: Any, prediction: Any, blocks: ArrayLike, weights: Float
         r = (xy - mean_x * mean_y) / np.sqrt(variance_x * np.where(is_flat, 1, variance_y))
         draws[:, genes] = np.where(is_flat & ~np.isnan(variance_x), 0, r)
     return draws
-
-
-def _halves(xy: Floats, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    side = int(np.argmax(np.ptp(xy[part], axis=0)))
-    order = part[np.argsort(xy[part, side], kind="stable")]
-    return order[: len(order) // 2], order[len(order) // 2 :]
 
 
 def _group_codes(groups: ArrayLike | None, n_rows: int) -> np.ndarray:

@@ -53,10 +53,10 @@ from stgen.data._loaders import Batches, SpotTable, Table
 from stgen.data._rows import row_numbers
 from stgen.nn._devices import one_device
 from stgen.nn._network import Batch, Network
+from stgen.nn._random import global_random_state_kept, seed_from, seed_global_generators
 from stgen.train._files import read_bundle, read_facts, write_bundle
 from stgen.train._options import TrainingOptions
 from stgen.train._plan import TrainingPlan
-from stgen.train._random import global_random_state_kept, seed_from, seed_global_generators
 from stgen.train._runner import fit, prepare
 from stgen.train._state import TrainingState, load_state, save_state
 

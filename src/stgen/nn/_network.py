@@ -29,6 +29,14 @@ U = TypeVar("U")
 Batch = dict[str, Tensor]
 """What a network reads: tensors that share their first dimension."""
 
+N_FOLDS = 5
+"""Parts that training rows are cut into, for cross-fitting: what shares errors (``unit``) is left out as a whole."""
+
+
+def fold_of(batch: Batch) -> Tensor:
+    """Fold (B,) of each row."""
+    return batch["unit"] % N_FOLDS
+
 
 class Loss(NamedTuple):
     """A loss with names: what is minimised and what it is made of."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ._options import TrainingOptions
-from ._random import global_random_state_kept, seed_from
 from ._runner import FitReport, fit, prepare
 
-__all__ = ["FitReport", "TrainingOptions", "fit", "global_random_state_kept", "prepare", "seed_from"]
+__all__ = ["FitReport", "TrainingOptions", "fit", "prepare"]

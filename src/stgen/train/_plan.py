@@ -17,9 +17,9 @@ from torch import Tensor
 from stgen.data._loaders import Batches, Table
 from stgen.nn._network import Batch, Each, Loss, Network, on_device
 
+from ..nn._random import seed_from, seed_global_generators
 from ._options import TrainingOptions, learning_rate
 from ._progress import Progress
-from ._random import seed_from, seed_global_generators
 from ._state import TrainingState
 
 TABLE_BYTES_ON_DEVICE = 4 * 1024**3

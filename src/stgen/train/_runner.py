@@ -18,10 +18,10 @@ import torch
 from stgen.data._loaders import Batches, Table
 from stgen.nn._network import Network
 
+from ..nn._random import global_random_state_kept, seed_from, seed_global_generators
 from ._options import TrainingOptions
 from ._plan import TrainingPlan
 from ._progress import Progress
-from ._random import global_random_state_kept, seed_from, seed_global_generators
 from ._state import TrainingState
 
 logger = logging.getLogger("stgen")

@@ -9,6 +9,7 @@ import torch
 from scipy import sparse
 from scipy.optimize import nnls
 
+from stgen.experts._weight import non_negative
 from stgen.models.causalged import _sets, _views
 from stgen.models.causalged._reference import summarise
 from stgen.models.causalged._sets import Axes, identities, known, training_sets
@@ -17,7 +18,6 @@ from stgen.models.causalged._views import (
     Hints,
     Predictor,
     Spots,
-    fitted_weights,
     gene_folds,
     left_out_views,
     standard_view,
@@ -309,16 +309,16 @@ def test_weights_are_those_of_non_negative_least_squares_on_all_genes_and_spots(
     views = np.stack([standard_view(one) for one in views.astype(np.float32)])
     design, goal = views.reshape(8, -1).T.astype(np.float64), truth.ravel().astype(np.float64)
     expected = nnls(design, goal)[0]
-    made = fitted_weights(views, truth)
+    made = non_negative(views, truth)
     assert (made >= 0).all() and (made == 0).any()
     np.testing.assert_allclose(made, expected, atol=1e-4)
 
 
 def test_views_that_say_nothing_get_no_weight():
     views, truth = np.zeros((8, 20, 3), dtype=np.float32), np.ones((20, 3), dtype=np.float32)
-    np.testing.assert_array_equal(fitted_weights(views, truth), 0)
+    np.testing.assert_array_equal(non_negative(views, truth), 0)
     copies = np.repeat(np.random.default_rng(0).normal(size=(1, 20, 3)).astype(np.float32), 8, axis=0)
-    made = fitted_weights(copies, 0.5 * copies[0])
+    made = non_negative(copies, 0.5 * copies[0])
     assert made.sum() == pytest.approx(0.5, abs=1e-3)
 
 
@@ -395,7 +395,7 @@ def test_what_is_known_of_measured_genes_is_left_out_and_weighed(reference, spot
     seen = known(reference, MEASURED, spots.of_sample, folds)
     views = left_out_views(reference, MEASURED, spots.of_sample, np.arange(M), folds)
     np.testing.assert_array_equal(seen.views, views)
-    np.testing.assert_array_equal(seen.weight, fitted_weights(views, spots.of_sample[0]))
+    np.testing.assert_array_equal(seen.weight, non_negative(views, spots.of_sample[0]))
     np.testing.assert_allclose(seen.hint, np.tensordot(seen.weight, views, 1), rtol=1e-4, atol=1e-5)
 
 

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from stgen.experts._crossfit import SpatialBlocks
+from stgen.experts._mlp import Perceptrons
+from stgen.experts._weight import agreement, stacking
 from stgen.models.genar._expected import ExpectedCounts, composition
-from stgen.nn._experts import agreement, stacking
-from stgen.nn._linear import N_FOLDS
-from stgen.nn._perceptron import Perceptrons
+from stgen.nn._network import N_FOLDS
 
 F, G, N = 6, 8, 240
 
@@ -83,7 +84,7 @@ def test_held_out_answers_never_depend_on_the_counts_of_their_section():
     for y in (targets, poisoned):
         perceptrons = Perceptrons(F, G, N_FOLDS)
         torch.manual_seed(3)
-        perceptrons.fit(inputs, y, fold, [10] * (len(y) // 10), 0.5)
+        perceptrons.fit(inputs, y, fold, SpatialBlocks([10] * (len(y) // 10), 0.5))
         answers.append(perceptrons(inputs[fold == 2], fold[fold == 2]))
     torch.testing.assert_close(*answers, rtol=1e-4, atol=1e-4)
     assert (

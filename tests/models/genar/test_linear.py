@@ -8,10 +8,11 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
+from stgen.experts import _ridge
+from stgen.experts._ridge import PENALTIES, PLACE_SCALES
 from stgen.models.genar._expected import ExpectedCounts, composition
-from stgen.nn import _linear
 from stgen.nn._counts import normalized
-from stgen.nn._linear import N_FOLDS, PENALTIES, PLACE_SCALES
+from stgen.nn._network import N_FOLDS
 
 N, F, G = 240, 6, 9
 
@@ -48,7 +49,7 @@ def fitted(batches, *, use_place=False):
 
 def ask(path, batch, fold=None):
     """Log depth and log composition of a batch's spots."""
-    answer = path.answers(path.inputs(batch["features"], batch["xy"]), fold)
+    answer = path(path.inputs(batch["features"], batch["xy"]), fold)
     return answer[:, 0], composition(answer[:, 1:])
 
 
@@ -114,7 +115,7 @@ def test_weights_equal_ridge_on_the_same_rows_with_the_penalty_that_left_out_sec
 
 
 def test_a_spot_of_a_fold_is_answered_without_its_fold(monkeypatch):
-    monkeypatch.setattr(_linear, "PENALTIES", [10.0])  # the choice of the penalty reads every fold
+    monkeypatch.setattr(_ridge, "PENALTIES", [10.0])  # the choice of the penalty reads every fold
     batches = [section(u) for u in range(4)]
     path, poisoned = fitted(batches), [dict(batch) for batch in batches]
     answered = ask(path, batches[2], batches[2]["fold"])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from stgen.baselines import GaussianProcess, unseen_squares
+from stgen.experts._coordinate_mlp import CoordinatePerceptrons
 from stgen.models.gest._generation import Cells
-from stgen.models.gest._interpolation import Interpolation, inverse_distance, learned_share, squares_like
-from stgen.models.gest._surface import Surface
+from stgen.models.gest._interpolation import Interpolation, inverse_distance, squares_like
 
 N, SIDE = 400, 600.0
 
@@ -52,13 +52,13 @@ def test_a_surface_is_stopped_by_the_cells_it_never_learns_from():
     xy = cells_of(N).xy
     z = np.sin(4 * xy / SIDE) + np.random.default_rng(1).normal(0, 0.3, (N, 2))
     left_out = [unseen_squares(xy, None, 20, 0.1, seed) >= 0 for seed in range(2)]
-    surface = Surface(xy, z, left_out)
+    surface = CoordinatePerceptrons(n_octaves=2, patience=10).fit(xy, z, left_out, [0, 1])
     truth = np.sin(4 * xy / SIDE)
     for number, is_out in enumerate(left_out):
-        error = np.square(surface.at(xy[is_out], number) - truth[is_out]).mean()
+        error = np.square(surface.predict(xy[is_out], number) - truth[is_out]).mean()
         assert error < 0.2 * truth[is_out].var()
-    both = np.mean([surface.at(xy, number) for number in range(2)], axis=0)
-    np.testing.assert_allclose(surface.at(xy), both, rtol=1e-5, atol=1e-6)
+    both = np.mean([surface.predict(xy, number) for number in range(2)], axis=0)
+    np.testing.assert_allclose(surface.predict(xy), both, rtol=1e-5, atol=1e-6)
 
 
 def interpolation(x, explained, network, beyond=False):
@@ -96,17 +96,6 @@ def test_the_surface_is_silent_where_it_is_too_smooth_to_follow():
     share, answer, xy, _ = interpolation(x, fine(cells_of(N).xy), fine)
     assert share < 0.2
     assert np.square(answer - fine(xy)).mean() < 0.02
-
-
-def test_a_share_is_believed_less_a_standard_error():
-    size, rng = np.ones(400), np.random.default_rng(0)
-    assert learned_share(0.1 * size, size) == pytest.approx(0.3)
-    assert learned_share(0.4 * size, size) == 0.5
-    assert learned_share(-0.1 * size, size) == 0
-    noisy = 0.1 + rng.normal(0, 1, 400)
-    share = noisy.mean()
-    assert learned_share(noisy, size) == pytest.approx(3 * (share - noisy.std() / 20), rel=1e-6)
-    assert learned_share(noisy[:20] - noisy[:20].mean() + 0.1, size[:20]) == 0
 
 
 def test_what_is_unexplained_is_carried_to_places():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import stats
 
+from ...experts._weight import cautious
 from ...nn._network import Batch
 from ._calibration import Intervals, fit_level, fit_trust, level, trust_features, widening
 from ._network import CausalGeDNetwork
@@ -78,11 +79,8 @@ def share_of_network(module: CausalGeDNetwork, batch: Batch, seed: int) -> float
     made = draws.mean(0)
     truth = batch["target"][0][is_target]
     size = (made**2).sum(1)
-    product = (made * truth).sum(1)
-    share = float(product.sum() / size.sum().clamp(min=1e-12))
     # the lower end of its 95 % interval, from genes: few of them say little
-    error = float(((product - share * size) ** 2).sum().sqrt() / size.sum().clamp(min=1e-12))
-    share = min(max(share - stats.t.ppf(0.975, max(n - 1, 1)) * error, 0.0), 1.0)
+    share = cautious((made * truth).sum(1), size, n_errors=float(stats.t.ppf(0.975, max(n - 1, 1))))
     # a mean of draws that is no larger than chance leaves it is nothing that the network knows
     is_more = float(size.sum()) > 2 * float(draws.var(0).sum()) / N_DRAWS
     return share if is_more else 0.0

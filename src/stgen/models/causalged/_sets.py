@@ -20,9 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ...experts._weight import non_negative
 from ...nn._network import Batch
 from ._reference import Reference
-from ._views import Hints, Predictor, fitted_weights, left_out_views
+from ._views import Hints, Predictor, left_out_views
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -131,7 +132,7 @@ class Known:
 def known(reference: Reference, measured: Ints, spots: Sequence[Floats], folds: Sequence[Ints]) -> Known:
     """Views of measured genes from the folds they are not in, and weights fitted on them."""
     views = left_out_views(reference, measured, spots, np.arange(len(measured)), folds)
-    return Known(views, fitted_weights(views, spots[0]))
+    return Known(views, non_negative(views, spots[0]))
 
 
 def training_sets(

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.optimize import nnls
 
+from ...experts._kernel_ridge import coefficients, likeness
+from ...experts._mixture import mixture, unit_length
 from ._reference import Reference
 
 Floats = NDArray[np.float32]
@@ -29,8 +30,7 @@ NEIGHBOURHOODS = (0, 6, 15, 40)
 PENALTY = 0.3
 """Of both kernels, in units of a standardised gene's variance."""
 STEEPNESS = 2.0
-"""Of the kernel exp(steepness · (ρ − 1)) for genes that correlate by ρ. It never falls to 0: part of what all measured genes
-show goes to every gene, because spots differ in quality. The other kernel is ρ itself."""
+"""Of the kernel that never falls to 0; the other is the correlation itself."""
 SHARPNESS = 10.0
 """Of the mixture: weights are softmax of this times the cosine."""
 N_FOLDS = 5
@@ -114,23 +114,19 @@ class Predictor:
         """``measured`` are genes of the reference in the order of the spots' columns; ``wanted`` genes of the reference."""
         correlation = reference.gram[use].astype(np.float64)
         coefficient = tuple(
-            np.linalg.solve(alike[:, measured[use]] + PENALTY * np.eye(len(use)), alike[:, wanted]).astype(
-                np.float32
-            )
-            for alike in (np.exp(STEEPNESS * (correlation - 1)), correlation)
+            coefficients(alike[:, measured[use]], alike[:, wanted], PENALTY).astype(np.float32)
+            for alike in (likeness(correlation, STEEPNESS), likeness(correlation))
         )
         return cls(
             use,
             coefficient,
-            _unit_length(reference.metacells[:, measured[use]]),
+            unit_length(reference.metacells[:, measured[use]]),
             reference.metacells[:, wanted],
         )
 
     def mixture(self, spots: Floats) -> Floats:
         """(n, M) shares of metacells in standardised spots (n, m)."""
-        cosine = SHARPNESS * (_unit_length(spots[:, self.use]) @ self.of_use.T)
-        share = np.exp(cosine - cosine.max(axis=1, keepdims=True))
-        return share / share.sum(axis=1, keepdims=True)
+        return mixture(spots[:, self.use], self.of_use, SHARPNESS)
 
     def views(self, neighbourhoods: Sequence[Floats], asked: Iterable[int] | None = None) -> Iterator[Floats]:
         """V times (n, w): only one is held at a time. ``asked`` are the numbers of those to make; by default all."""
@@ -141,10 +137,6 @@ class Predictor:
                 yield spots[:, self.use] @ self.coefficient[kind]
             else:
                 yield self.mixture(spots) @ self.of_wanted
-
-
-def _unit_length(x: Floats) -> Floats:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
 
 
 class Hints:
@@ -201,11 +193,3 @@ def left_out_views(
         for number, view in enumerate(predictor.views(spots)):
             out[number][:, part] = standard_view(view)
     return out
-
-
-def fitted_weights(views: Floats, truth: Floats) -> NDArray[np.float64]:
-    """(V,) non-negative weights of standardised views (V, s, w) for standardised truth (s, w), by least squares."""
-    flat, goal = views.reshape(len(views), -1).astype(np.float64), truth.ravel().astype(np.float64)
-    square, product = flat @ flat.T / len(goal), flat @ goal / len(goal)
-    root = np.linalg.cholesky(square + 1e-6 * (np.trace(square) + 1e-12) * np.eye(len(square)))
-    return np.asarray(nnls(root.T, np.linalg.solve(root, product))[0])

@@ -1,4 +1,4 @@
-"""Expected counts of a spot from its histology and place: depth and composition, as :mod:`stgen.nn._experts` see them.
+"""Expected counts of a spot from its histology and place: depth and composition, as :mod:`stgen.experts._stack` see them.
 
 B batch, F histology features, G genes.
 """
@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ...experts._stack import Experts
 from ...nn._counts import composition, normalized
-from ...nn._experts import Experts
 from ...nn._network import Batch
 
 

@@ -35,8 +35,7 @@ from ...nn._counts import (
 )
 from ...nn._distribution import Prediction
 from ...nn._grouped import Cache, GroupedDecoder
-from ...nn._linear import N_FOLDS
-from ...nn._network import Batch, Each, Loss, Network
+from ...nn._network import Batch, Each, Loss, Network, fold_of
 from ...nn._noise import keyed_uniform
 from ...nn._rows import gathered
 from ._config import GenARConfig
@@ -235,16 +234,13 @@ class GenARNetwork(Network):
             "features": self._features(batch),
             "xy": batch["xy"],
             "counts": batch["counts"],
-            "fold": self._fold(batch),
+            "fold": fold_of(batch),
             "patch": batch["patch"],
         }
 
-    def _fold(self, batch: Batch) -> Tensor:
-        return batch["unit"] % N_FOLDS
-
     def _expected(self, batch: Batch, *, held_out: bool = True) -> Tensor:
         """(B, T): log of the token expected from histology and place alone."""
-        fold = self._fold(batch) if held_out else None
+        fold = fold_of(batch) if held_out else None
         with _full_precision(batch["xy"]):
             depth, share = self.expected(self._features(batch), batch["xy"], fold)
             return depth[:, None] + (share.exp() @ self.pool).log() + self.resolution.log()

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ...experts._ridge import CrossFittedRidge
 from ...nn._attention import AdaptiveNorm
-from ...nn._linear import LinearPath
 from ._config import GenARConfig
 
 N_BUMPS = 8
@@ -33,7 +33,7 @@ class ConditionEncoder(nn.Module):
         self.join = nn.Sequential(nn.Linear(D * (2 if n_waves else 1), D), nn.LayerNorm(D))
 
     def forward(
-        self, path: LinearPath, features: Tensor, xy: Tensor, generator: torch.Generator | None
+        self, path: CrossFittedRidge, features: Tensor, xy: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         x = path.standardised(features)
         if self.training and self.hidden:
@@ -55,7 +55,7 @@ class Constant(nn.Module):
         self.token = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
 
     def forward(
-        self, path: LinearPath, features: Tensor, xy: Tensor, generator: torch.Generator | None
+        self, path: CrossFittedRidge, features: Tensor, xy: Tensor, generator: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
         n = len(features)
         return self.condition.expand(n, -1), self.token.expand(n, -1, -1)

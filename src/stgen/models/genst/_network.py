@@ -9,7 +9,7 @@ abstract is known to us; what is here beyond "two VQ-VAEs whose latent spaces ar
 
 Training has two phases: the autoencoders alone, then all together. Between them the translator is started in closed
 form: ridge and perceptrons from image tokens (and place) to expression, which is then encoded, cross-fitted over sections or patients
-(:mod:`stgen.nn._experts`), so that it trains on the errors that a new section will bring. A prediction is the decoded
+(:mod:`stgen.experts._stack`), so that it trains on the errors that a new section will bring. A prediction is the decoded
 expected code, the decoded nearest code, or decoded draws of codes.
 
 B batch, F histology features, G genes, M tokens, d width, K codes.
@@ -25,11 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...experts._stack import Experts
 from ...nn._counts import composition, negative_binomial_slope, negative_binomial_table, normalized
 from ...nn._distribution import Prediction
-from ...nn._experts import Experts
-from ...nn._linear import N_FOLDS
-from ...nn._network import Batch, Each, Loss, Network
+from ...nn._network import Batch, Each, Loss, Network, fold_of
 from ...nn._noise import keyed_uniform
 from ._config import GenSTConfig
 from ._parts import CodeProbabilities, TokenAutoencoder, contrast, perceptron
@@ -140,7 +139,7 @@ class GenSTNetwork(Network):
             "features": self.image.decode(self._image_tokens(batch)),
             "xy": batch["xy"],
             "targets": torch.cat([_log_total(batch), self._expression(batch)], dim=-1),
-            "fold": batch["unit"] % N_FOLDS,
+            "fold": fold_of(batch),
             "patch": batch["patch"],
         }
 
@@ -196,7 +195,7 @@ class GenSTNetwork(Network):
         gradient: the encoder would make tokens easy to expect by making them small.
         """
         features = self.image.decode(tokens)
-        answer = self.experts.answers(features, batch["xy"], batch["unit"] % N_FOLDS if held_out else None)
+        answer = self.experts.answers(features, batch["xy"], fold_of(batch) if held_out else None)
         return answer[:, 0], self.expression.encode(answer[:, 1:])
 
     def _translate(self, tokens: Tensor, batch: Batch, *, held_out: bool = False) -> Translated:

@@ -4,7 +4,7 @@ Three things join the network's answer to unseen places. What seen cells express
 *carried*: the mean of an average by inverse distance and of a Gaussian process on coordinates (regression kriging).
 Places *beyond* the windows of seen cells get no answer from generated ones, which would drift with every round: there
 the network is taken to say what it says of seen cells, averaged by inverse distance. And a *surface* over the whole
-section (:mod:`._surface`) takes a share of the answer. How large a share is learned by rehearsal: squares of seen
+section (:mod:`stgen.experts._coordinate_mlp`) takes a share of the answer. How large a share is learned by rehearsal: squares of seen
 cells, as large as what is asked for, are left out and asked for in the same way.
 
 Carried by the process, and laid as a surface, are principal components: genes share their patterns.
@@ -21,16 +21,21 @@ from scipy import sparse
 from scipy.spatial import cKDTree
 
 from stgen.baselines import GaussianProcess, unseen_squares
-from stgen.baselines._places import spacing
 from stgen.data._spacing import spot_pitch
+from stgen.experts._coordinate_mlp import CoordinatePerceptrons
+from stgen.experts._gaussian_process import spacing
+from stgen.experts._inverse_distance import distance_weights, nearest
+from stgen.experts._weight import cautious
+from stgen.nn._random import seed_from
 
 from ._generation import Cells
-from ._surface import Surface
 
 N_AROUND, POWER = 300, 1.5
 """Nearest cells whose unexplained expression is averaged for a place, and the power of distance they lose weight by."""
 N_OF_SURFACE, LEAST_OF_SURFACE = 10_000, 200
 """Cells at most, and at least, through which a process and a surface are laid."""
+N_OCTAVES, PATIENCE = 2, 10
+"""Of the surface: octaves of plane waves, and epochs without a better error before a network stops."""
 N_REHEARSALS = 4
 FLATTERY, MOST_SHARE = 3.0, 0.5
 """What the surface's share is multiplied by, because the network has learned from the cells that a rehearsal leaves out
@@ -44,27 +49,23 @@ def inverse_distance(cells: Cells, places: Cells, *, unit: float) -> sparse.csr_
 
     Cells nearer than ``unit`` (µm) count as that far.
     """
-    rows, columns, weights = [], [], []
+    rows, columns, values = [], [], []
     for code in np.unique(places.section):
         here, there = np.flatnonzero(places.section == code), np.flatnonzero(cells.section == code)
         if len(there) == 0:
             continue
         # by place, lest rows decide which of the cells that are equally far are looked at
         there = there[np.lexsort(cells.xy[there].T)]
-        n = min(N_AROUND, len(there))
-        far, near = (
-            part.reshape(len(here), n) for part in cKDTree(cells.xy[there]).query(places.xy[here], k=n)
-        )
-        weight = np.maximum(far, unit) ** -POWER
-        weight /= weight.sum(axis=1, keepdims=True)
-        rows.append(np.repeat(here, n))
-        columns.append(there[near].ravel())
-        weights.append(weight.ravel())
+        found = nearest(cells.xy[there], places.xy[here], N_AROUND)
+        weight = distance_weights(*found, len(there), power=POWER, least=unit).tocoo()
+        rows.append(here[weight.row])
+        columns.append(there[weight.col])
+        values.append(weight.data)
     shape = (len(places.xy), len(cells.xy))
     if not rows:
         return sparse.csr_matrix(shape)
     return sparse.csr_matrix(
-        (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=shape
+        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=shape
     )
 
 
@@ -77,22 +78,6 @@ def squares_like(cells: np.ndarray, places: np.ndarray) -> tuple[int, float]:
     size, n = max(1.0, (max(depth, 0.0) / 0.146) ** 2), len(cells)
     n_squares = max(1, int(min(SHARE * n, N_OUT) / size))
     return n_squares, min(n_squares * size / n, MOST_OUT)
-
-
-def learned_share(agreed: np.ndarray, size: np.ndarray) -> float:
-    """The surface's share by least squares over cells that were left out, less a standard error.
-
-    Parameters
-    ----------
-    agreed
-        (n,) of each cell, the product of what the surface says more and what is there more than the answer without it.
-    size
-        (n,) the square of what the surface says more.
-    """
-    total = max(float(size.sum()), 1e-12)
-    share = float(agreed.sum()) / total
-    error = float(np.linalg.norm(agreed - share * size)) / total
-    return min(max(FLATTERY * (share - error), 0.0), MOST_SHARE)
 
 
 class Interpolation:
@@ -155,7 +140,12 @@ class Interpolation:
         carried = network + self._average / 2 + process.predict(at, None) @ self.components / 2
         if not left_out:  # cells that lie in piles
             return 0.0, carried
-        surface = Surface(xy[kept], self._z[kept], [is_out[kept] for is_out in left_out])
+        surface = CoordinatePerceptrons(n_octaves=N_OCTAVES, patience=PATIENCE).fit(
+            xy[kept],
+            self._z[kept],
+            [is_out[kept] for is_out in left_out],
+            [seed_from(0, "surface", number) for number in range(len(left_out))],
+        )
 
         agreed, size = [], []
         for number, is_out in enumerate(left_out):
@@ -167,9 +157,11 @@ class Interpolation:
             answer += weight @ self._unexplained[~is_out] / 2
             process.refit(xy[known], None, self._unexplained[known])
             answer += process.predict(xy[out], None) / 2
-            gap = surface.at(xy[out], number) - answer
+            gap = surface.predict(xy[out], number) - answer
             agreed.append((gap * (self._z[out] - answer)).sum(axis=1))
             size.append(np.square(gap).sum(axis=1))
-        share = learned_share(np.concatenate(agreed), np.concatenate(size))
-        gap = surface.at(at) - carried @ self.components.T
+        share = cautious(
+            np.concatenate(agreed), np.concatenate(size), n_errors=1, times=FLATTERY, most=MOST_SHARE
+        )
+        gap = surface.predict(at) - carried @ self.components.T
         return share, carried + share * gap @ self.components

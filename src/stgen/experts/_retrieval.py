@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ._perceptron import may_see, moments
+from ._crossfit import Expert, SpatialBlocks, may_see, moments
 
 DIMENSIONS, HIDDEN, EPOCHS, BATCH, MAX_STEPS = 64, 128, 30, 128, 500
 DROPOUT, LEARNING_RATE, WEIGHT_DECAY = 0.5, 1e-3, 1.0
@@ -35,7 +35,7 @@ MAX_NUMBERS = 2_000_000
 """Likenesses that are held at once."""
 
 
-class Retrieval(nn.Module):
+class Retrieval(Expert):
     """S+1 searches: inputs (B, P) → targets (B, Y)."""
 
     keys: Tensor
@@ -47,7 +47,7 @@ class Retrieval(nn.Module):
     temperature: Tensor
 
     def __init__(self, n_inputs: int, n_targets: int, n_profile: int, n_folds: int) -> None:
-        super().__init__()
+        super().__init__(n_folds, n_targets)
         n = n_folds + 1
         self.n_profile = n_profile
         self.image, self.profile = _Encoders(n, n_inputs), _Encoders(n, n_profile)
@@ -56,16 +56,8 @@ class Retrieval(nn.Module):
         self.register_buffer("origin", torch.tensor([-1]))
         self.register_buffer("temperature", torch.ones(()))
 
-    def forward(self, inputs: Tensor, fold: Tensor | None = None) -> Tensor:
-        """``fold`` (B,) names the search that answers each spot; without it the one among all spots answers."""
-        if fold is None:
-            return self._answer(inputs, len(self.keys) - 1)
-        answer = inputs.new_empty(len(inputs), self.values.shape[1])
-        for f in fold.unique().tolist():
-            answer[fold == f] = self._answer(inputs[fold == f], f)
-        return answer
-
-    def _answer(self, inputs: Tensor, f: int) -> Tensor:
+    def member(self, inputs: Tensor, f: int) -> Tensor:
+        """(B, Y)"""
         hidden = torch.where(self.origin == f, HIDE, 0.0)
         image = self.image(inputs, slice(f, f + 1))[0] / self.temperature
         parts = image.split(max(1, MAX_NUMBERS // len(hidden)))
@@ -74,8 +66,8 @@ class Retrieval(nn.Module):
         )
 
     @torch.no_grad()
-    def fit(self, inputs: Tensor, targets: Tensor, fold: Tensor) -> None:
-        """Fit all pairs of encoders on training rows, and keep what they search."""
+    def fit(self, inputs: Tensor, targets: Tensor, fold: Tensor, blocks: SpatialBlocks | None = None) -> None:
+        """Fit all pairs of encoders on training rows, and keep what they search; whoever is found, is found whole."""
         profile = targets[:, -self.n_profile :]
         self.image.start(inputs, fold)
         self.profile.start(profile, fold)

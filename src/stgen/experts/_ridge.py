@@ -19,14 +19,14 @@ import math
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ._moments import Moments, PatchSums
-from ._network import Batch, Each
-from ._positions import periods, plane_waves
-from ._rows import leading_axes
+from ..nn._moments import Moments, PatchSums
+from ..nn._network import N_FOLDS, Batch, Each
+from ..nn._positions import periods, plane_waves
+from ..nn._rows import leading_axes
+from ._crossfit import CrossFitted
 
-N_FOLDS = 5
 PENALTIES = [10.0**p for p in torch.arange(0.0, 5.5, 0.5).tolist()]
 PLACE_SCALES = (0.0, 1.0, 3.0, 10.0, 30.0, 100.0)
 PLACE_EXPLAINS = 0.01
@@ -40,7 +40,7 @@ ROUGHNESS = 1.5
 """A wave's prior amplitude falls with this power of its period: long waves first, as in a smooth random field."""
 
 
-class LinearPath(nn.Module):
+class CrossFittedRidge(CrossFitted):
     """Targets of a spot, linear in histology and waves of place.
 
     ``blocks`` are numbers of targets, in order; each block chooses a penalty and a patch share of its own, the last one
@@ -60,17 +60,16 @@ class LinearPath(nn.Module):
     def __init__(
         self, n_features: int, blocks: Sequence[int], *, use_place: bool = True, standardise: bool = True
     ) -> None:
-        super().__init__()
+        super().__init__(N_FOLDS, sum(blocks))
         self.use_place, self.standardise = use_place, standardise
         self.blocks = [slice(sum(blocks[:i]), sum(blocks[: i + 1])) for i in range(len(blocks))]
-        n_targets = sum(blocks)
         self.n_waves = 2 * N_PERIODS * N_DIRECTIONS if use_place else 0
         n_rotated = min(n_features, N_COMPONENTS)
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("sd", torch.ones(n_features))
         self.register_buffer("rotation", torch.eye(n_features, n_rotated))
-        self.register_buffer("weight", torch.zeros(N_FOLDS + 1, n_rotated + self.n_waves, n_targets))
-        self.register_buffer("offset", torch.zeros(N_FOLDS + 1, n_targets))
+        self.register_buffer("weight", torch.zeros(N_FOLDS + 1, n_rotated + self.n_waves, self.n_targets))
+        self.register_buffer("offset", torch.zeros(N_FOLDS + 1, self.n_targets))
         self.register_buffer("period", periods(N_PERIODS, 1_000.0, 10_000.0))
         self.register_buffer("place_scale", torch.zeros(()))
         self.register_buffer("patch_share", torch.zeros(len(self.blocks)))
@@ -96,18 +95,9 @@ class LinearPath(nn.Module):
         inputs = self.standardised(histology) @ self.rotation
         return torch.cat([inputs, self.waves(xy)], dim=-1) if self.use_place else inputs
 
-    def answers(self, inputs: Tensor, fold: Tensor | None = None) -> Tensor:
-        """(B, Y): what is expected of each target.
-
-        ``fold`` (B,) names the weights fitted without the spot's section; without it the full fit answers.
-        """
-        if fold is None:
-            return inputs @ self.weight[-1] + self.offset[-1]
-        answer = inputs.new_empty(len(inputs), self.offset.shape[1])
-        for f in fold.unique().tolist():
-            rows = fold == f
-            answer[rows] = inputs[rows] @ self.weight[f] + self.offset[f]
-        return answer
+    def member(self, inputs: Tensor, f: int) -> Tensor:
+        """(B, Y): what is expected of each target."""
+        return inputs @ self.weight[f] + self.offset[f]
 
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
@@ -120,7 +110,7 @@ class LinearPath(nn.Module):
             features = Each(lambda batch: self.standardised(batch["features"]), batches)
             self.rotation.copy_(leading_axes(features, n, self.rotation.shape[1]))
         moments = [Moments() for _ in range(N_FOLDS)]
-        patches = PatchSums(n_patches, self.n_inputs, self.offset.shape[1], self.mean)
+        patches = PatchSums(n_patches, self.n_inputs, self.n_targets, self.mean)
         for batch in batches:
             inputs, targets = self.inputs(batch["features"], batch["xy"]), batch["targets"]
             for f in batch["fold"].unique().tolist():

@@ -1,10 +1,10 @@
 """What to expect of a spot from its histology and place: three experts, stacked target by target.
 
-A ridge (:mod:`._linear`), a perceptron (:mod:`._perceptron`) and a retrieval (:mod:`._retrieval`) answer. How much of
+A ridge (:mod:`._ridge`), a perceptron (:mod:`._mlp`) and a retrieval (:mod:`._retrieval`) answer. How much of
 each a target gets is decided on training spots whose section (patient, where registered) no expert has seen, so what is
 linear in morphology keeps the ridge, what has a threshold in it gets the perceptron, and what sections share as whole
 profiles is looked up. Neighbours share errors, so a patch of spots is not taken for as many observations as it has
-spots (:mod:`._linear`). The same left-out answers are what a network trains on: it meets the errors that a new section
+spots (:mod:`._ridge`). The same left-out answers are what a network trains on: it meets the errors that a new section
 will bring.
 
 B batch, F histology features, Y targets.
@@ -19,11 +19,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ._kmeans import rows_at_once
-from ._linear import N_FOLDS, LinearPath
-from ._network import Batch
-from ._perceptron import Perceptrons, without_patches
+from ..nn._kmeans import rows_at_once
+from ..nn._network import N_FOLDS, Batch
+from ._crossfit import Expert, SpatialBlocks, without_patches
+from ._mlp import Perceptrons
 from ._retrieval import Retrieval
+from ._ridge import CrossFittedRidge
+from ._weight import agreement, stacking
 
 MAX_ROWS = 100_000
 """Training spots, evenly spread, from which perceptrons and retrieval learn."""
@@ -53,20 +55,20 @@ class Experts(nn.Module):
         standardise: bool = True,
     ) -> None:
         super().__init__()
-        self.linear = LinearPath(n_features, blocks, use_place=use_place, standardise=standardise)
+        self.linear = CrossFittedRidge(n_features, blocks, use_place=use_place, standardise=standardise)
         n_inputs, n_targets = self.linear.n_inputs, sum(blocks)
         self.perceptrons = Perceptrons(n_inputs, n_targets, N_FOLDS) if nonlinear else None
         searched = nonlinear and retrieval
         self.retrieval = Retrieval(n_inputs, n_targets, blocks[-1], N_FOLDS) if searched else None
         self.register_buffer("share", torch.zeros(len(self._others()), n_targets))
 
-    def _others(self) -> list[Perceptrons | Retrieval]:
+    def _others(self) -> list[Expert]:
         return [expert for expert in (self.perceptrons, self.retrieval) if expert is not None]
 
     def answers(self, features: Tensor, xy: Tensor, fold: Tensor | None = None) -> Tensor:
         """(B, Y). ``fold`` (B,) asks the experts fitted without the spot's section; without it those fitted on all."""
         inputs = self.linear.inputs(features, xy)
-        answer = self.linear.answers(inputs, fold)
+        answer = self.linear(inputs, fold)
         seen = self._for_others(inputs)
         for share, expert in zip(self.share, self._others(), strict=True):
             answer = answer + share * (expert(seen, fold) - answer)
@@ -80,7 +82,7 @@ class Experts(nn.Module):
     @torch.no_grad()
     def fit(self, batches: Iterable[Batch]) -> None:
         """Fit on training rows; a batch has ``features`` (histology with neighbours), ``xy``, ``targets``, ``fold`` and
-        ``patch``, as :meth:`LinearPath.fit` takes them.
+        ``patch``, as :meth:`CrossFittedRidge.fit` takes them.
         """
         self.linear.fit(batches)
         if not self._others():
@@ -89,18 +91,15 @@ class Experts(nn.Module):
         patch, order = torch.cat([batch["patch"] for batch in batches]).sort(stable=True)
         _, rank, size = patch.unique_consecutive(return_inverse=True, return_counts=True)
         step = math.ceil(len(patch) / MAX_ROWS)
-        sizes = size[::step].tolist()
         inputs, targets, fold = self._picked(batches, order[rank % step == 0], len(order))
         profile = self.linear.blocks[-1]
-        patch_share = max(LEAST_PATCH_SHARE, float(self.linear.patch_share[-1]))
-        less = partial(without_patches, sizes=sizes, share=patch_share)
-        answer, seen = self.linear.answers(inputs, fold), self._for_others(inputs)
+        share_of_block = max(LEAST_PATCH_SHARE, float(self.linear.patch_share[-1]))
+        blocks = SpatialBlocks(size[::step].tolist(), share_of_block)
+        less = partial(without_patches, sizes=blocks.sizes, share=blocks.share)
+        answer, seen = self.linear(inputs, fold), self._for_others(inputs)
         left_out = len(fold.unique()) > 1
         for share, expert in zip(self.share, self._others(), strict=True):
-            if isinstance(expert, Perceptrons):
-                expert.fit(seen, targets, fold, sizes, patch_share)
-            else:
-                expert.fit(seen, targets, fold)
+            expert.fit(seen, targets, fold, blocks)
             if left_out:
                 change = expert(seen, fold).sub_(answer)
                 # some targets at a time: there is no need for another array of spots × targets
@@ -127,17 +126,3 @@ class Experts(nn.Module):
                 whole[to[to >= 0]] = part[to >= 0]
         inputs, targets, fold = picked
         return inputs, targets, fold
-
-
-def agreement(error: Tensor, change: Tensor) -> Tensor:
-    """(2, Y): sums of ``error`` times ``change``, and of the square of ``change``, per column."""
-    return torch.stack([(error * change).sum(0), change.square().sum(0)])
-
-
-def stacking(gain: Tensor, size: Tensor, shared_by: slice) -> Tensor:
-    """Least-squares weight of a change in explaining an error, per column, shrunk halfway to that of ``shared_by``.
-
-    ``gain`` and ``size`` are what :func:`agreement` says of both.
-    """
-    shared, usual = gain[shared_by].sum() / size[shared_by].sum().clamp(min=1e-12), size[shared_by].mean()
-    return ((gain + usual * shared) / (size + usual).clamp(min=1e-12)).clamp(0, 1)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from stgen.nn import _retrieval
-from stgen.nn._retrieval import Retrieval
+from stgen.experts import _retrieval
+from stgen.experts._retrieval import Retrieval
 
 P, Y, S = 6, 5, 3
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from sklearn.linear_model import Ridge
 
-from stgen.nn._experts import Experts
-from stgen.nn._linear import N_FOLDS, PENALTIES, LinearPath
-from stgen.nn._perceptron import without_patches
+from stgen.experts._crossfit import without_patches
+from stgen.experts._ridge import PENALTIES, CrossFittedRidge
+from stgen.experts._stack import Experts
+from stgen.nn._network import N_FOLDS
 
 N, F, Y = 300, 5, 3
 
@@ -53,25 +54,25 @@ def chosen_penalty(x, y, fold):
 
 def test_without_standardising_the_fit_is_a_ridge_on_the_features_themselves():
     made = batches()
-    path = LinearPath(F, (Y,), use_place=False, standardise=False)
+    path = CrossFittedRidge(F, (Y,), use_place=False, standardise=False)
     path.fit(made)
     x, y, fold = (joined(made, name).double().numpy() for name in ("features", "targets", "fold"))
     penalty = chosen_penalty(x, y, fold)
     new = batches(seed=1)[0]
     expected = Ridge(alpha=penalty).fit(x, y).predict(new["features"].double().numpy())
-    answer = path.answers(path.inputs(new["features"], new["xy"]))
+    answer = path(path.inputs(new["features"], new["xy"]))
     np.testing.assert_allclose(answer, expected, atol=1e-3 * np.abs(expected).max())
     for f in range(4):
         expected = Ridge(alpha=penalty).fit(x[fold != f], y[fold != f]).predict(x[fold == f])
-        held_out = path.answers(path.inputs(made[f]["features"], made[f]["xy"]), made[f]["fold"])
+        held_out = path(path.inputs(made[f]["features"], made[f]["xy"]), made[f]["fold"])
         np.testing.assert_allclose(held_out, expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_standardising_charges_features_alike_and_keeping_spread_does_not(monkeypatch):
-    monkeypatch.setattr("stgen.nn._linear.PENALTIES", [1e3])
+    monkeypatch.setattr("stgen.experts._ridge.PENALTIES", [1e3])
 
     def explained(standardise):
-        path = LinearPath(F, (Y,), use_place=False, standardise=standardise)
+        path = CrossFittedRidge(F, (Y,), use_place=False, standardise=standardise)
         path.fit(batches())
         raw = path.weight[-1] / (
             path.sd[:, None] if standardise else 1.0
@@ -84,7 +85,7 @@ def test_standardising_charges_features_alike_and_keeping_spread_does_not(monkey
 
 @pytest.mark.parametrize("standardise", [True, False])
 def test_features_far_outside_are_held_at_ten_standard_deviations(standardise):
-    path = LinearPath(F, (Y,), standardise=standardise)
+    path = CrossFittedRidge(F, (Y,), standardise=standardise)
     path.fit(batches())
     far, farther = (path.standardised(torch.full((1, F), value)) for value in (1e4, 1e8))
     torch.testing.assert_close(far, farther)
@@ -117,7 +118,7 @@ def test_each_expert_changes_the_answer_of_those_before_it_by_its_share():
     inputs = experts.linear.inputs(new["features"], new["xy"])
     seen = experts._for_others(inputs)
     ridge, perceptron, retrieval = (
-        experts.linear.answers(inputs),
+        experts.linear(inputs),
         experts.perceptrons(seen),
         experts.retrieval(seen),
     )
@@ -144,7 +145,7 @@ def test_experts_that_were_not_asked_for_leave_nothing_behind(options, n_others)
 
 def test_place_that_explains_little_is_not_used(monkeypatch):
     """A wave of place explains a small share of left-out sections: used only where as little is asked for."""
-    monkeypatch.setattr("stgen.nn._linear.PLACE_EXPLAINS", 0.0)
+    monkeypatch.setattr("stgen.experts._ridge.PLACE_EXPLAINS", 0.0)
     generator = torch.Generator().manual_seed(0)
     made = []
     for unit in range(4):
@@ -154,12 +155,12 @@ def test_place_that_explains_little_is_not_used(monkeypatch):
         made.append({"features": features, "xy": xy, "targets": targets + 0.5 * torch.randn(400, Y, generator=generator), "fold": torch.full((400,), unit)})  # fmt: skip
 
     def place_scale():
-        path = LinearPath(F, (Y,))
+        path = CrossFittedRidge(F, (Y,))
         path.fit(made)
         return float(path.place_scale)
 
     assert place_scale() > 0
-    monkeypatch.setattr("stgen.nn._linear.PLACE_EXPLAINS", 0.05)
+    monkeypatch.setattr("stgen.experts._ridge.PLACE_EXPLAINS", 0.05)
     assert place_scale() == 0
 
 
@@ -194,10 +195,10 @@ def patchy(*, n_units=6, n_patches=30, size=12, shared=2.0, seed=0):
 @pytest.mark.parametrize("batch_size", [7, 360])
 def test_taking_a_share_of_the_patch_out_is_a_ridge_on_rows_less_that_share(share, batch_size, monkeypatch):
     """Moments against rows; batches cut through patches."""
-    monkeypatch.setattr("stgen.nn._linear.PATCH_SHARES", (share,))
-    monkeypatch.setattr("stgen.nn._linear.PENALTIES", [30.0])
+    monkeypatch.setattr("stgen.experts._ridge.PATCH_SHARES", (share,))
+    monkeypatch.setattr("stgen.experts._ridge.PENALTIES", [30.0])
     made = patchy()
-    path = LinearPath(F, (Y,), use_place=False, standardise=False)
+    path = CrossFittedRidge(F, (Y,), use_place=False, standardise=False)
     whole = {name: joined(made, name) for name in made[0]}
     path.fit([
         {name: values[i : i + batch_size] for name, values in whole.items()}
@@ -211,7 +212,7 @@ def test_taking_a_share_of_the_patch_out_is_a_ridge_on_rows_less_that_share(shar
     expected = torch.tensor(Ridge(alpha=30.0).fit(*less).coef_.T, dtype=torch.float32)
     torch.testing.assert_close(path.weight[-1], expected, rtol=1e-3, atol=1e-3)
     # level and spread of the answer are those of rows as they are
-    answer = path.answers(path.inputs(whole["features"], whole["xy"]))
+    answer = path(path.inputs(whole["features"], whole["xy"]))
     torch.testing.assert_close(answer.mean(0), whole["targets"].mean(0), rtol=1e-3, atol=1e-3)
 
 
@@ -219,7 +220,7 @@ def test_left_out_sections_choose_the_share():
     """Errors that patches share are taken out; errors that sections share because they are one tissue are not."""
 
     def chosen(made):
-        path = LinearPath(F, (Y,), use_place=False)
+        path = CrossFittedRidge(F, (Y,), use_place=False)
         path.fit(made)
         return float(path.patch_share[0])
 
@@ -235,7 +236,7 @@ def test_left_out_sections_choose_the_share():
 
 
 def test_without_patches_every_share_is_nought():
-    path = LinearPath(F, (Y,), use_place=False)
+    path = CrossFittedRidge(F, (Y,), use_place=False)
     path.fit([{name: v for name, v in batch.items() if name != "patch"} for batch in patchy()])
     assert not path.patch_share.any()
 
@@ -251,15 +252,15 @@ def test_both_experts_find_more_of_the_truth_where_patches_share_errors(monkeypa
             experts = Experts(F, (Y,), use_place=False, retrieval=False)
             experts.fit(made)
         seen = experts.linear.inputs(new, torch.zeros(len(new), 2))
-        answers = experts.linear.answers(seen), experts.perceptrons(seen)
+        answers = experts.linear(seen), experts.perceptrons(seen)
         return [
             1 - np.mean([np.corrcoef(a, b)[0, 1] for a, b in zip(answer.T, true.T, strict=True)])
             for answer in answers
         ]
 
     with_shares = missed()
-    monkeypatch.setattr("stgen.nn._linear.PATCH_SHARES", (0.0,))
-    monkeypatch.setattr("stgen.nn._experts.LEAST_PATCH_SHARE", 0.0)
+    monkeypatch.setattr("stgen.experts._ridge.PATCH_SHARES", (0.0,))
+    monkeypatch.setattr("stgen.experts._stack.LEAST_PATCH_SHARE", 0.0)
     assert all(less < 0.5 * more for less, more in zip(with_shares, missed(), strict=True))
 
 
@@ -273,11 +274,11 @@ def test_a_share_of_every_patch_is_taken_out():
 
 
 def test_too_many_rows_leave_whole_patches_out(monkeypatch):
-    monkeypatch.setattr("stgen.nn._experts.MAX_ROWS", 500)
+    monkeypatch.setattr("stgen.experts._stack.MAX_ROWS", 500)
     seen = {}
     monkeypatch.setattr(
-        "stgen.nn._perceptron.Perceptrons.fit",
-        lambda self, inputs, targets, fold, sizes, share: seen.update(n=len(inputs), sizes=list(sizes)),
+        "stgen.experts._mlp.Perceptrons.fit",
+        lambda self, inputs, targets, fold, blocks: seen.update(n=len(inputs), sizes=list(blocks.sizes)),
     )
     made = patchy()
     Experts(F, (Y,), use_place=False, retrieval=False).fit(made)
