@@ -1,8 +1,8 @@
 """How much of something to believe: one rule for every expert, view, surface and generated residual.
 
 An answer is to be changed; e is its error and c the change, on what neither has seen. Least squares says
-w = Σ e·c / Σ c². Few observations make w too bold, so it is *shrunk*, and never leaves 0 … 1: a change may be taken in
-part or not at all, but is neither inverted nor exaggerated. What shrinks it depends on what is at hand:
+w = Σ e·c / Σ c². Few observations make w too bold, so it is *shrunk*, and never negative: a change may be taken in part or
+not at all, but is not inverted. One that is weighed alone gets 1 at most. What shrinks it depends on what is at hand:
 
 - many targets at once: towards the weight that is best for all of them (:func:`stacking`);
 - one weight from many observations: by standard errors of w (:func:`cautious`);
