@@ -477,7 +477,7 @@ def test_a_mask_is_read_however_it_is_spelled(spelled):
             "or name some of them; 1 of 2 values are neither, such as c9. Names are such as c0, c1, c2",
         ),
         (list("tumour"), "6 of 6 values are neither, such as t, u, m"),
-        (["True", "no", "False", "True", "True", "True"], "got object of shape .* with 'no'"),
+        (["True", "no", "False", "True", "True", "True"], "got (object|str) of shape .* with 'no'"),
         (
             pd.Series(TRUE, NAMED).iloc[:5],
             "`mask` must have all cells; 1 of 6 are not in the index, such as c5; it has 5",
