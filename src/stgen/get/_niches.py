@@ -150,7 +150,7 @@ def confusion(
     learned = None if with_learned else learned_cells(adata, prediction)
     n_learned = 0 if learned is None else int((is_judged & learned).sum())
     if learned is not None:
-        is_judged &= ~learned
+        is_judged = is_judged & ~learned
     if not is_judged.any():
         raise ValueError(
             f"All {n_learned} cells with a label in obs[{truth!r}] taught the model that wrote obs[{prediction!r}], so that "
